@@ -1,0 +1,2 @@
+//! interval_tree.
+#![no_std]

@@ -1,0 +1,2 @@
+//! kbench.
+#![no_std]

@@ -1,0 +1,2 @@
+//! kparam.
+#![no_std]

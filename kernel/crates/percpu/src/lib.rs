@@ -1,0 +1,2 @@
+//! percpu.
+#![no_std]

@@ -1,0 +1,2 @@
+//! topology.
+#![no_std]

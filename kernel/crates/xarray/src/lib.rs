@@ -1,0 +1,2 @@
+//! xarray.
+#![no_std]
