@@ -1,0 +1,365 @@
+//! `KArc<T>`: a counted pointer to an object of its own cache.
+//!
+//! Problem: `alloc::sync::Arc` aborts when memory is short, takes memory from a general heap, and
+//! has nowhere to put list links or the head that an RCU callback needs.
+//!
+//! Mechanism: one block per object,
+//!
+//! ```text
+//! 0          8 (or align of T)                 
+//! | refcount | value: T ...       | Links or RcuHead |
+//! ```
+//!
+//! The count shares a cache line with the start of the value; what is used rarely is at the end.
+//! The RcuHead needs no room beside links: it is used only once the count is zero, and then no
+//! list holds the object (a list owns a reference).
+//!
+//! INV-ARC-1: while `refcount > 0` value and links are initialised, and there are exactly
+//! `refcount` owners: KArcs, list memberships, and raw pointers from `into_raw`.
+//! INV-ARC-2: whoever takes the count from 1 to 0 owns the block alone, except for RCU readers of an
+//! `RCU_FREE` type (or after `drop_rcu`), who look at the value until the grace period ends, and
+//! never take the count up from 0.
+//! INV-ARC-3: at count 0 no link is in a list, so the tail may be reused as an RcuHead.
+
+use crate::object::{LinkArray, Object};
+use crate::{AllocError, Gfp};
+use core::mem::{ManuallyDrop, MaybeUninit, offset_of};
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering, fence};
+
+/// Placeholder until ksync::rcu.
+#[repr(C)]
+pub struct RcuHead([usize; 2]);
+
+/// What follows the value: links while anybody holds the object, an RcuHead afterwards (INV-ARC-3).
+#[repr(C)]
+pub(crate) union Tail<L> {
+    links: ManuallyDrop<L>,
+    rcu: ManuallyDrop<RcuHead>,
+}
+
+/// The memory behind a `KArc<T>`.
+#[repr(C)]
+pub struct Block<T: Object> {
+    refcount: AtomicU32,
+    value: ManuallyDrop<T>,
+    tail: Tail<T::Links>,
+}
+
+impl<T: Object> Block<T> {
+    /// The link in `slot`, which exists.
+    ///
+    /// # Safety
+    /// A reference to the block is held for 'a.
+    #[inline(always)]
+    pub(crate) unsafe fn link<'a>(this: *mut Self, slot: usize) -> &'a crate::Link {
+        // SAFETY: the links are initialised while a reference is held (INV-ARC-1).
+        unsafe { &*T::Links::slot((&raw const (*this).tail.links).cast::<T::Links>(), slot) }
+    }
+}
+
+/// A counted pointer to a `T` from its cache. Cloning and dropping: any context but hard IRQ;
+/// the last drop runs `T`'s destructor and frees (for `RCU_FREE` types: after a grace period).
+#[repr(transparent)]
+pub struct KArc<T: Object> {
+    block: NonNull<Block<T>>,
+}
+
+// SAFETY: as for alloc::sync::Arc: a KArc gives &T to any thread that holds one, and the last
+// holder drops T (INV-ARC-1, INV-ARC-2). Links are Sync.
+unsafe impl<T: Object + Send + Sync> Send for KArc<T> {}
+// SAFETY: as above.
+unsafe impl<T: Object + Send + Sync> Sync for KArc<T> {}
+
+/// The count beyond which a further clone panics: half of what fits, so that clones racing past
+/// the check cannot wrap it.
+const REFCOUNT_MAX: u32 = i32::MAX as u32;
+
+impl<T: Object> KArc<T> {
+    /// Allocates a block and moves `value` in, with a count of 1. On error `value` is dropped.
+    #[inline]
+    pub fn new(value: T) -> Result<Self, AllocError> {
+        Ok(Self::try_uninit()?.write(value))
+    }
+
+    /// Allocates a block to be filled later, so that a caller can allocate before it takes locks.
+    #[inline]
+    pub fn try_uninit() -> Result<KArcUninit<T>, AllocError> {
+        Self::try_uninit_with(Gfp::empty())
+    }
+
+    /// [`try_uninit`](Self::try_uninit) with allocation flags.
+    #[inline]
+    pub fn try_uninit_with(gfp: Gfp) -> Result<KArcUninit<T>, AllocError> {
+        // INV-OBJ-1: an object of T's cache holds a Block<T>.
+        let block = T::CACHE.kmem_cache().alloc(gfp)?.cast();
+        Ok(KArcUninit { block })
+    }
+
+    /// Whether both point to the same object.
+    #[inline]
+    pub fn ptr_eq(a: &Self, b: &Self) -> bool {
+        a.block == b.block
+    }
+
+    /// The address of the value: an identity, valid to read while a reference is held.
+    #[inline]
+    pub fn as_ptr(this: &Self) -> *const T {
+        Self::value_ptr(this.block)
+    }
+
+    /// Gives up the reference without dropping it.
+    #[inline]
+    pub fn into_raw(this: Self) -> NonNull<T> {
+        let this = ManuallyDrop::new(this);
+        // SAFETY: the value's address inside a live block is not null.
+        unsafe { NonNull::new_unchecked(Self::value_ptr(this.block).cast_mut()) }
+    }
+
+    /// Takes back a reference given up by [`into_raw`](Self::into_raw).
+    ///
+    /// # Safety
+    /// `value` came from `into_raw` of a `KArc<T>`, and each such pointer is taken back once.
+    #[inline]
+    pub unsafe fn from_raw(value: NonNull<T>) -> Self {
+        KArc { block: Self::block_of(value) }
+    }
+
+    /// A new reference from a pointer whose reference somebody else holds.
+    ///
+    /// # Safety
+    /// `value` came from `into_raw` or `as_ptr`, and a reference is held throughout the call.
+    #[inline]
+    pub unsafe fn clone_raw(value: NonNull<T>) -> Self {
+        // SAFETY: the caller's promise; the reference is not ours to drop.
+        let held = ManuallyDrop::new(unsafe { Self::from_raw(value) });
+        KArc::clone(&held)
+    }
+
+    /// A new reference from a pointer found in an RCU-protected structure; None if the last
+    /// reference is already gone.
+    ///
+    /// # Safety
+    /// `value` came from `into_raw` or `as_ptr`; `T::RCU_FREE`; the pointer was read inside the
+    /// RCU read-side section that the caller is still in, from a place that was cleared, if at all,
+    /// before the reference it stood for was dropped.
+    #[inline]
+    pub unsafe fn try_get_rcu(value: NonNull<T>) -> Option<Self> {
+        debug_assert!(T::RCU_FREE);
+        let block = Self::block_of(value);
+        // SAFETY: the block is not freed before the reader's section ends (INV-ARC-2).
+        let refcount = unsafe { &(*block.as_ptr()).refcount };
+        let mut count = refcount.load(Ordering::Relaxed);
+        loop {
+            if count == 0 {
+                return None;
+            }
+            if count > REFCOUNT_MAX {
+                refcount_overflow();
+            }
+            match refcount.compare_exchange_weak(
+                count,
+                count + 1,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(KArc { block }),
+                Err(now) => count = now,
+            }
+        }
+    }
+
+    /// The number of references at some moment during the call.
+    #[inline]
+    pub fn refcount(this: &Self) -> u32 {
+        this.block().refcount.load(Ordering::Relaxed)
+    }
+
+    /// The value, if this is the only reference. Never for `RCU_FREE` types, whose readers may
+    /// take a reference at any time.
+    #[inline]
+    pub fn get_mut(this: &mut Self) -> Option<&mut T> {
+        if T::RCU_FREE || this.block().refcount.load(Ordering::Acquire) != 1 {
+            return None;
+        }
+        // SAFETY: the only reference is borrowed mutably, so nobody can clone it (INV-ARC-1); the
+        // Acquire load orders this after the other owners' last accesses (Release in drop).
+        Some(unsafe { &mut (*this.block.as_ptr()).value })
+    }
+
+    /// Drops this reference; if it was the last, the value is dropped and freed after an RCU grace
+    /// period. For `RCU_FREE` types a plain drop does the same.
+    #[inline]
+    pub fn drop_rcu(this: Self) {
+        let this = ManuallyDrop::new(this);
+        if this.block().refcount.fetch_sub(1, Ordering::Release) == 1 {
+            fence(Ordering::Acquire);
+            // SAFETY: the count went from 1 to 0 here (INV-ARC-2).
+            unsafe { release_rcu(this.block) };
+        }
+    }
+
+    #[inline(always)]
+    fn block(&self) -> &Block<T> {
+        // SAFETY: INV-ARC-1: this KArc is one of the owners.
+        unsafe { self.block.as_ref() }
+    }
+
+    #[inline(always)]
+    fn value_ptr(block: NonNull<Block<T>>) -> *const T {
+        block.as_ptr().cast::<u8>().wrapping_add(offset_of!(Block<T>, value)).cast()
+    }
+
+    #[inline(always)]
+    fn block_of(value: NonNull<T>) -> NonNull<Block<T>> {
+        let block = value.as_ptr().cast::<u8>().wrapping_sub(offset_of!(Block<T>, value)).cast();
+        // SAFETY: a value never sits at the start of the address space.
+        unsafe { NonNull::new_unchecked(block) }
+    }
+
+    /// The link in `slot`, which List has checked at compile time to exist.
+    #[inline(always)]
+    pub(crate) fn link(&self, slot: usize) -> &crate::Link {
+        // SAFETY: a reference is held.
+        unsafe { Block::link(self.block.as_ptr(), slot) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn block_ptr(&self) -> *mut Block<T> {
+        self.block.as_ptr()
+    }
+
+    #[inline(always)]
+    pub(crate) fn block_nonnull(&self) -> NonNull<Block<T>> {
+        self.block
+    }
+
+    #[inline(always)]
+    pub(crate) fn into_block(self) -> NonNull<Block<T>> {
+        ManuallyDrop::new(self).block
+    }
+
+    /// # Safety
+    /// `block` came from `into_block`, once.
+    #[inline(always)]
+    pub(crate) unsafe fn from_block(block: NonNull<Block<T>>) -> Self {
+        KArc { block }
+    }
+}
+
+impl<T: Object> Clone for KArc<T> {
+    #[inline]
+    fn clone(&self) -> Self {
+        if self.block().refcount.fetch_add(1, Ordering::Relaxed) >= REFCOUNT_MAX {
+            refcount_overflow();
+        }
+        KArc { block: self.block }
+    }
+}
+
+impl<T: Object> Deref for KArc<T> {
+    type Target = T;
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.block().value
+    }
+}
+
+impl<T: Object> Drop for KArc<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.block().refcount.fetch_sub(1, Ordering::Release) == 1 {
+            fence(Ordering::Acquire);
+            // SAFETY: the count went from 1 to 0 here (INV-ARC-2).
+            unsafe {
+                if T::RCU_FREE { release_rcu(self.block) } else { release(self.block) }
+            }
+        }
+    }
+}
+
+impl<T: Object + core::fmt::Debug> core::fmt::Debug for KArc<T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        T::fmt(self, f)
+    }
+}
+
+/// Drops the value and frees the block.
+///
+/// # Safety
+/// The caller is alone with the block (INV-ARC-2).
+#[inline(never)]
+unsafe fn release<T: Object>(block: NonNull<Block<T>>) {
+    // SAFETY: the caller's promise; the value is not touched again.
+    unsafe {
+        ManuallyDrop::drop(&mut (*block.as_ptr()).value);
+        T::CACHE.kmem_cache().free(block.cast());
+    }
+}
+
+/// Releases the block after a grace period.
+///
+/// # Safety
+/// The count has just gone from 1 to 0 (INV-ARC-2, INV-ARC-3).
+unsafe fn release_rcu<T: Object>(block: NonNull<Block<T>>) {
+    // Placeholder until ksync::rcu::call: no readers exist without it.
+    // SAFETY: forwarded.
+    unsafe { release(block) }
+}
+
+#[cold]
+#[inline(never)]
+fn refcount_overflow() -> ! {
+    panic!("KArc reference count overflow");
+}
+
+/// An allocated block without a value. Dropping it frees the block.
+pub struct KArcUninit<T: Object> {
+    block: NonNull<Block<T>>,
+}
+
+// SAFETY: an owned block without a value in it.
+unsafe impl<T: Object> Send for KArcUninit<T> {}
+// SAFETY: no access through a shared reference.
+unsafe impl<T: Object> Sync for KArcUninit<T> {}
+
+impl<T: Object> KArcUninit<T> {
+    /// Moves `value` in and makes the first reference.
+    #[inline]
+    pub fn write(mut self, value: T) -> KArc<T> {
+        self.value_mut().write(value);
+        // SAFETY: just written.
+        unsafe { self.assume_init() }
+    }
+
+    /// The room for the value.
+    #[inline]
+    pub fn value_mut(&mut self) -> &mut MaybeUninit<T> {
+        // SAFETY: the block is owned, and MaybeUninit asks nothing of its contents.
+        unsafe { &mut *KArc::<T>::value_ptr(self.block).cast_mut().cast() }
+    }
+
+    /// Makes the first reference.
+    ///
+    /// # Safety
+    /// The value has been written through [`value_mut`](Self::value_mut).
+    #[inline]
+    pub unsafe fn assume_init(self) -> KArc<T> {
+        let block = ManuallyDrop::new(self).block;
+        // SAFETY: the block is owned and large enough (INV-OBJ-1). This establishes INV-ARC-1.
+        unsafe {
+            let raw = block.as_ptr();
+            (&raw mut (*raw).refcount).write(AtomicU32::new(1));
+            (&raw mut (*raw).tail.links).cast::<T::Links>().write(T::Links::NEW);
+        }
+        KArc { block }
+    }
+}
+
+impl<T: Object> Drop for KArcUninit<T> {
+    fn drop(&mut self) {
+        // SAFETY: the block came from this cache and holds no value.
+        unsafe { T::CACHE.kmem_cache().free(self.block.cast()) }
+    }
+}

@@ -1,0 +1,105 @@
+//! The kernel heap: one cache per size class, whole pages above.
+//!
+//! INV-HEAP-1: `class_cache(size, align)` returns a cache whose objects have at least that size and
+//! alignment, and the same one each time.
+
+use crate::cache::{CacheFlags, Gfp, KmemCache};
+use crate::AllocError;
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::{self, NonNull};
+
+/// The classes, in bytes. Powers of two are aligned to themselves.
+const CLASSES: [usize; 13] = [8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192];
+const NAMES: [&str; 13] = [
+    "kmalloc-8", "kmalloc-16", "kmalloc-32", "kmalloc-64", "kmalloc-96", "kmalloc-128",
+    "kmalloc-192", "kmalloc-256", "kmalloc-512", "kmalloc-1k", "kmalloc-2k", "kmalloc-4k",
+    "kmalloc-8k",
+];
+
+static KMALLOC: [KmemCache; 13] = {
+    let mut caches = [const { KmemCache::new_static("", 8, 8, CacheFlags::empty()) }; 13];
+    let mut i = 0;
+    while i < 13 {
+        let align = class_align(CLASSES[i]);
+        core::mem::forget(core::mem::replace(
+            &mut caches[i],
+            KmemCache::new_static(NAMES[i], CLASSES[i], align, CacheFlags::empty()),
+        ));
+        i += 1;
+    }
+    caches
+};
+
+/// The greatest power of two that divides the class, at most a page.
+const fn class_align(class: usize) -> usize {
+    let align = class & class.wrapping_neg();
+    if align > 4096 { 4096 } else { align }
+}
+
+/// The size-class cache for objects of this size and alignment; None: too large, use pages.
+#[inline(always)]
+pub const fn class_cache(size: usize, align: usize) -> Option<&'static KmemCache> {
+    let mut i = 0;
+    while i < CLASSES.len() {
+        if size <= CLASSES[i] && align <= class_align(CLASSES[i]) {
+            return Some(&KMALLOC[i]);
+        }
+        i += 1;
+    }
+    None
+}
+
+/// Memory for `layout`. Size 0 gives a dangling pointer.
+#[inline]
+pub fn kmalloc(layout: Layout, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+    if layout.size() == 0 {
+        return Ok(dangling(layout));
+    }
+    match class_cache(layout.size(), layout.align()) {
+        Some(cache) => cache.alloc(gfp),
+        None => crate::cache::alloc_large(layout, gfp),
+    }
+}
+
+fn dangling(layout: Layout) -> NonNull<u8> {
+    // SAFETY: an alignment is never 0.
+    unsafe { NonNull::new_unchecked(ptr::without_provenance_mut(layout.align())) }
+}
+
+/// Frees what [`kmalloc`] gave.
+///
+/// # Safety
+/// `ptr` came from `kmalloc` of the same layout, and is freed once.
+#[inline]
+pub unsafe fn kfree(ptr: NonNull<u8>, layout: Layout) {
+    if layout.size() == 0 {
+        return;
+    }
+    // SAFETY: the caller's promise; INV-HEAP-1 leads to the same cache.
+    unsafe {
+        match class_cache(layout.size(), layout.align()) {
+            Some(cache) => cache.free(ptr),
+            None => crate::cache::free_large(ptr, layout),
+        }
+    }
+}
+
+/// The global allocator: `#[global_allocator] static HEAP: KernelHeap = KernelHeap;`.
+pub struct KernelHeap;
+
+// SAFETY: kmalloc returns memory of the layout, owned by the caller until kfree.
+unsafe impl GlobalAlloc for KernelHeap {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match kmalloc(layout, Gfp::empty()) {
+            Ok(p) => p.as_ptr(),
+            Err(AllocError) => ptr::null_mut(),
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: GlobalAlloc's contract: ptr came from alloc of this layout, so is not null.
+        unsafe { kfree(NonNull::new_unchecked(ptr), layout) }
+    }
+}
