@@ -125,7 +125,9 @@ pub struct IntervalTree {
 impl IntervalTree {
     /// An empty tree.
     pub const fn new() -> Self {
-        IntervalTree { tree: RbTree::new() }
+        IntervalTree {
+            tree: RbTree::new(),
+        }
     }
 
     /// Whether there are no intervals.
@@ -168,11 +170,16 @@ impl IntervalTree {
     ///
     /// # Safety
     /// As for [`IntervalTree::insert`]; `prev` is a member of this tree.
-    pub unsafe fn insert_after(&mut self, prev: NonNull<IntervalNode>, node: NonNull<IntervalNode>) {
+    pub unsafe fn insert_after(
+        &mut self,
+        prev: NonNull<IntervalNode>,
+        node: NonNull<IntervalNode>,
+    ) {
         // SAFETY: `prev` is a member, `node` valid, by contract.
         unsafe {
             debug_assert_eq!(prev.as_ref().start(), node.as_ref().start(), "INV-ITREE-1");
-            self.tree.insert_after::<SubtreeLast>(prev.cast(), node.cast());
+            self.tree
+                .insert_after::<SubtreeLast>(prev.cast(), node.cast());
         }
     }
 
@@ -231,7 +238,12 @@ impl IntervalTree {
     /// All intervals that overlap [start, last], in order.
     #[inline]
     pub fn overlaps(&self, start: u64, last: u64) -> Overlaps<'_> {
-        Overlaps { next: self.iter_first(start, last), start, last, _tree: self }
+        Overlaps {
+            next: self.iter_first(start, last),
+            start,
+            last,
+            _tree: self,
+        }
     }
 
     /// Checks INV-RBT-3..4 and INV-ITREE-1..2; panics on a violation. Returns the number of
@@ -313,5 +325,13 @@ impl Iterator for Overlaps<'_> {
         // SAFETY: `n` is a member: the tree is borrowed, so it has not changed since.
         self.next = unsafe { IntervalTree::iter_next(n, self.start, self.last) };
         Some(n)
+    }
+}
+
+#[cfg(test)]
+impl IntervalNode {
+    /// Plants a bug for the test of the checks.
+    pub(crate) fn break_summary(&self) {
+        self.subtree_last.set(u64::MAX);
     }
 }

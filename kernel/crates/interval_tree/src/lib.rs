@@ -19,6 +19,8 @@
 
 #[cfg(test)]
 extern crate std;
+#[cfg(test)]
+mod tests;
 
 pub mod interval;
 pub mod rbtree;

@@ -290,7 +290,11 @@ pub(crate) unsafe fn ancestor_after(mut n: NonNull<RbNode>) -> Link {
 impl RbTree {
     /// An empty tree.
     pub const fn new() -> Self {
-        RbTree { root: None, first: None, last: None }
+        RbTree {
+            root: None,
+            first: None,
+            last: None,
+        }
     }
 
     /// Whether the tree has no members.
@@ -344,7 +348,10 @@ impl RbTree {
         &self,
         mut cmp: impl FnMut(NonNull<RbNode>) -> Ordering,
     ) -> Result<NonNull<RbNode>, InsertPos> {
-        let mut pos = InsertPos { parent: None, side: Side::Left };
+        let mut pos = InsertPos {
+            parent: None,
+            side: Side::Left,
+        };
         let mut link = self.root;
         while let Some(n) = link {
             pos.parent = Some(n);
@@ -385,7 +392,10 @@ impl RbTree {
     /// The place after every node for which `before` is true: equal keys go right (FIFO).
     #[inline]
     pub fn insert_pos(&self, mut before: impl FnMut(NonNull<RbNode>) -> bool) -> InsertPos {
-        let mut pos = InsertPos { parent: None, side: Side::Left };
+        let mut pos = InsertPos {
+            parent: None,
+            side: Side::Left,
+        };
         let mut link = self.root;
         while let Some(n) = link {
             pos.parent = Some(n);
@@ -442,14 +452,22 @@ impl RbTree {
     ///
     /// # Safety
     /// As for [`RbTree::insert_at`]; `prev` is a member of this tree.
-    pub unsafe fn insert_after<A: Augment>(&mut self, prev: NonNull<RbNode>, node: NonNull<RbNode>) {
+    pub unsafe fn insert_after<A: Augment>(
+        &mut self,
+        prev: NonNull<RbNode>,
+        node: NonNull<RbNode>,
+    ) {
         // SAFETY: `prev` is a member (contract); the position is computed here and now.
         unsafe {
             let pos = match r(prev).right() {
-                None => InsertPos { parent: Some(prev), side: Side::Right },
-                Some(c) => {
-                    InsertPos { parent: Some(outermost(c, Side::Left)), side: Side::Left }
-                }
+                None => InsertPos {
+                    parent: Some(prev),
+                    side: Side::Right,
+                },
+                Some(c) => InsertPos {
+                    parent: Some(outermost(c, Side::Left)),
+                    side: Side::Left,
+                },
             };
             self.insert_at::<A>(node, pos);
         }
@@ -461,7 +479,10 @@ impl RbTree {
     /// As for [`RbTree::insert_at`].
     #[inline]
     pub unsafe fn push_back<A: Augment>(&mut self, node: NonNull<RbNode>) {
-        let pos = InsertPos { parent: self.last, side: Side::Right };
+        let pos = InsertPos {
+            parent: self.last,
+            side: Side::Right,
+        };
         // SAFETY: the last node has no right child; the rest is the caller's promise.
         unsafe { self.insert_at::<A>(node, pos) };
     }
@@ -542,7 +563,11 @@ impl RbTree {
             Some(p) => {
                 // SAFETY: `p` is a member.
                 let p = unsafe { r(p) };
-                let side = if p.left() == Some(old) { Side::Left } else { Side::Right };
+                let side = if p.left() == Some(old) {
+                    Side::Left
+                } else {
+                    Side::Right
+                };
                 p.set(side, new);
             }
         }
@@ -600,7 +625,11 @@ impl RbTree {
                     return;
                 }
                 let grand = r(parent).parent().expect("a red node has a parent");
-                let side = if r(grand).left() == Some(parent) { Side::Left } else { Side::Right };
+                let side = if r(grand).left() == Some(parent) {
+                    Side::Left
+                } else {
+                    Side::Right
+                };
                 if let Some(uncle) = r(grand).get(side.other()).filter(|&u| !r(u).is_black()) {
                     r(parent).set_black();
                     r(uncle).set_black();
@@ -634,7 +663,11 @@ impl RbTree {
                 r(c).set_parent(parent);
             }
             self.propagate::<A>(parent, None);
-            Hole { node: child, parent, side }
+            Hole {
+                node: child,
+                parent,
+                side,
+            }
         }
     }
 
@@ -652,7 +685,11 @@ impl RbTree {
             let removed_black = s.is_black();
             let child = s.right();
             let hole = if succ == right {
-                Hole { node: child, parent: Some(succ), side: Side::Right }
+                Hole {
+                    node: child,
+                    parent: Some(succ),
+                    side: Side::Right,
+                }
             } else {
                 let parent = s.parent();
                 r(parent.expect("below node")).set(Side::Left, child);
@@ -661,7 +698,11 @@ impl RbTree {
                 }
                 s.set(Side::Right, Some(right));
                 r(right).set_parent(Some(succ));
-                Hole { node: child, parent, side: Side::Left }
+                Hole {
+                    node: child,
+                    parent,
+                    side: Side::Left,
+                }
             };
             let left = n.left();
             s.set(Side::Left, left);
@@ -705,7 +746,11 @@ impl RbTree {
                         Some(g) if r(g).left() != Some(parent) => Side::Right,
                         _ => Side::Left,
                     };
-                    hole = Hole { node: Some(parent), parent: up, side };
+                    hole = Hole {
+                        node: Some(parent),
+                        parent: up,
+                        side,
+                    };
                     continue;
                 }
                 if !is_red(r(sib).get(far)) {

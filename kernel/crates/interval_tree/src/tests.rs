@@ -1,0 +1,255 @@
+//! Every tree operation against a sorted `Vec`, with the invariants checked after each step.
+
+use crate::*;
+use core::ptr::NonNull;
+use proptest::prelude::*;
+use std::boxed::Box;
+use std::vec::Vec;
+
+/// A member of a plain tree: the links are not first, so that wrong arithmetic shows.
+#[repr(C)]
+struct Item {
+    key: u64,
+    rb: RbNode,
+}
+
+const RB_OFFSET: usize = core::mem::offset_of!(Item, rb);
+
+fn new_item(key: u64) -> NonNull<RbNode> {
+    let item = NonNull::from(Box::leak(Box::new(Item {
+        key,
+        rb: RbNode::new(),
+    })));
+    // SAFETY: stays within the allocation.
+    unsafe { item.byte_add(RB_OFFSET).cast() }
+}
+
+fn item(n: NonNull<RbNode>) -> NonNull<Item> {
+    // SAFETY: all nodes of these tests are `rb` of an `Item`, pointer made from the whole item.
+    unsafe { n.byte_sub(RB_OFFSET).cast() }
+}
+
+fn key(n: NonNull<RbNode>) -> u64 {
+    // SAFETY: see `item`.
+    unsafe { item(n).as_ref().key }
+}
+
+fn free_item(n: NonNull<RbNode>) {
+    // SAFETY: made by `Box::leak`; the tests free each item once, when it is unlinked.
+    unsafe { drop(Box::from_raw(item(n).as_ptr())) };
+}
+
+fn order(t: &RbTree) -> Vec<NonNull<RbNode>> {
+    let mut v = Vec::new();
+    let mut at = t.first();
+    while let Some(n) = at {
+        v.push(n);
+        // SAFETY: a member; the tests are single-threaded.
+        at = unsafe { RbTree::next(n) };
+    }
+    v
+}
+
+fn reversed(t: &RbTree) -> Vec<NonNull<RbNode>> {
+    let mut v = Vec::new();
+    let mut at = t.last();
+    while let Some(n) = at {
+        v.push(n);
+        // SAFETY: as above.
+        at = unsafe { RbTree::prev(n) };
+    }
+    v.reverse();
+    v
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Insert(u64),
+    InsertAfter(usize),
+    PushBack,
+    Erase(usize),
+    Replace(usize),
+    LowerBound(u64),
+    Search(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0u64..40).prop_map(Op::Insert),
+        2 => any::<usize>().prop_map(Op::InsertAfter),
+        2 => Just(Op::PushBack),
+        4 => any::<usize>().prop_map(Op::Erase),
+        1 => any::<usize>().prop_map(Op::Replace),
+        1 => (0u64..45).prop_map(Op::LowerBound),
+        1 => (0u64..45).prop_map(Op::Search),
+    ]
+}
+
+/// Applies `op` to tree and model. The model is the vector of members in order.
+fn apply(t: &mut RbTree, model: &mut Vec<NonNull<RbNode>>, op: Op) {
+    // SAFETY (all blocks): nodes are leaked boxes, freed only after they were erased; positions
+    // are used at once; members are of this tree, as the model says.
+    match op {
+        Op::Insert(k) => {
+            let node = new_item(k);
+            let pos = t.insert_pos(|n| key(n) <= k);
+            // SAFETY: above.
+            unsafe { t.insert_at::<NoAugment>(node, pos) };
+            let at = model.partition_point(|&n| key(n) <= k);
+            model.insert(at, node);
+        }
+        Op::InsertAfter(i) if !model.is_empty() => {
+            let i = i % model.len();
+            let node = new_item(key(model[i]));
+            // SAFETY: above.
+            unsafe { t.insert_after::<NoAugment>(model[i], node) };
+            model.insert(i + 1, node);
+        }
+        Op::PushBack => {
+            let node = new_item(model.last().map_or(0, |&n| key(n)));
+            // SAFETY: above.
+            unsafe { t.push_back::<NoAugment>(node) };
+            model.push(node);
+        }
+        Op::Erase(i) if !model.is_empty() => {
+            let node = model.remove(i % model.len());
+            // SAFETY: above.
+            unsafe {
+                t.erase::<NoAugment>(node);
+                assert!(!node.as_ref().is_linked());
+            }
+            free_item(node);
+        }
+        Op::Replace(i) if !model.is_empty() => {
+            let i = i % model.len();
+            let node = new_item(key(model[i]));
+            // SAFETY: above.
+            unsafe { t.replace::<NoAugment>(model[i], node) };
+            free_item(core::mem::replace(&mut model[i], node));
+        }
+        Op::LowerBound(k) => {
+            let want = model.iter().copied().find(|&n| key(n) >= k);
+            assert_eq!(t.lower_bound(|n| key(n) < k), want);
+        }
+        Op::Search(k) => match t.search(|n| k.cmp(&key(n))) {
+            Ok(n) => assert_eq!(key(n), k),
+            Err(_) => assert!(model.iter().all(|&n| key(n) != k)),
+        },
+        _ => {}
+    }
+}
+
+fn start_of(n: &NonNull<IntervalNode>) -> u64 {
+    // SAFETY: the tests look only at nodes they have not freed.
+    unsafe { n.as_ref().start() }
+}
+
+fn last_of(n: &NonNull<IntervalNode>) -> u64 {
+    // SAFETY: as above.
+    unsafe { n.as_ref().last() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
+
+    #[test]
+    fn rbtree_is_a_sorted_vec(ops in prop::collection::vec(op(), 0..160)) {
+        let (mut t, mut model) = (RbTree::new(), Vec::new());
+        for op in ops {
+            apply(&mut t, &mut model, op);
+            prop_assert_eq!(t.check_invariants(), model.len());
+            prop_assert_eq!(&order(&t), &model);
+            prop_assert_eq!(&reversed(&t), &model);
+        }
+        for node in model {
+            // SAFETY: the remaining members.
+            unsafe { t.erase::<NoAugment>(node) };
+            t.check_invariants();
+            free_item(node);
+        }
+        prop_assert!(t.is_empty());
+    }
+
+    #[test]
+    fn interval_tree_is_a_sorted_vec(
+        ops in prop::collection::vec((0u8..6, 0u64..50, 0u64..20, any::<usize>()), 0..120)
+    ) {
+        let mut t = IntervalTree::new();
+        let mut model: Vec<NonNull<IntervalNode>> = Vec::new();
+        let new = |s, l| NonNull::from(Box::leak(Box::new(IntervalNode::new(s, l))));
+        for (what, start, len, pick) in ops {
+            let last = start + len;
+            match what {
+                0 | 1 => {
+                    let n = new(start, last);
+                    // SAFETY: above.
+                    unsafe { t.insert(n) };
+                    model.insert(model.partition_point(|m| start_of(m) <= start), n);
+                }
+                2 if !model.is_empty() => {
+                    let i = pick % model.len();
+                    let n = new(start_of(&model[i]), start_of(&model[i]) + len);
+                    // SAFETY: above.
+                    unsafe { t.insert_after(model[i], n) };
+                    model.insert(i + 1, n);
+                }
+                3 if !model.is_empty() => {
+                    let n = model.remove(pick % model.len());
+                    // SAFETY: above; the box is freed once, when unlinked.
+                    unsafe { t.remove(n); drop(Box::from_raw(n.as_ptr())) };
+                }
+                _ => {}
+            }
+            prop_assert_eq!(t.check_invariants(), model.len());
+            let want: Vec<_> = model.iter().copied()
+                .filter(|n| start_of(n) <= last && last_of(n) >= start).collect();
+            prop_assert_eq!(t.overlaps(start, last).collect::<Vec<_>>(), want);
+        }
+        for n in model {
+            // SAFETY: above.
+            unsafe { t.remove(n); drop(Box::from_raw(n.as_ptr())) };
+            t.check_invariants();
+        }
+    }
+}
+
+/// The extremes of u64 do not wrap.
+#[test]
+fn whole_range() {
+    let mut t = IntervalTree::new();
+    let whole = NonNull::from(Box::leak(Box::new(IntervalNode::new(0, u64::MAX))));
+    let end = NonNull::from(Box::leak(Box::new(IntervalNode::new(u64::MAX, u64::MAX))));
+    // SAFETY: leaked boxes, freed below after removal.
+    unsafe {
+        t.insert(end);
+        t.insert(whole);
+    }
+    assert_eq!(
+        t.overlaps(u64::MAX, u64::MAX).collect::<Vec<_>>(),
+        [whole, end]
+    );
+    assert_eq!(t.overlaps(0, 7).collect::<Vec<_>>(), [whole]);
+    // SAFETY: as above.
+    unsafe {
+        t.remove(whole);
+        t.remove(end);
+        drop(Box::from_raw(whole.as_ptr()));
+        drop(Box::from_raw(end.as_ptr()));
+    }
+}
+
+/// The check itself can fail: a key changed behind the tree's back is noticed.
+#[test]
+fn check_notices_a_broken_summary() {
+    let mut t = IntervalTree::new();
+    let n = Box::leak(Box::new(IntervalNode::new(5, 6)));
+    let p = NonNull::from(&mut *n);
+    // SAFETY: a leaked box, never freed.
+    unsafe { t.insert(p) };
+    let broken = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| {
+        // SAFETY: the pointer is live; the write goes to a cell.
+        unsafe { p.as_ref().break_summary() };
+        t.check_invariants()
+    }));
+    assert!(broken.is_err());
+}
