@@ -1,0 +1,1 @@
+//! Emulated memory for host tests: an arena with its descriptors.
