@@ -30,7 +30,7 @@ static SLOTS: [Slot; NR_SLOTS] =
     [const { Slot { owner: AtomicUsize::new(0), remaining: AtomicU32::new(0) } }; NR_SLOTS];
 
 fn me() -> usize {
-    arch::current().0
+    arch::current().0 as usize
 }
 
 fn slot_of(owner: usize) -> Option<&'static Slot> {
@@ -67,7 +67,7 @@ pub fn fail_nth() -> u32 {
 /// Disarms a thread that exits. Any context.
 pub fn forget(thread: arch::ThreadPtr) {
     if NR_ARMED.load(Relaxed) != 0 {
-        disarm(thread.0);
+        disarm(thread.0 as usize);
     }
 }
 
