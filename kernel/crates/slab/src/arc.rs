@@ -27,10 +27,7 @@ use core::mem::{ManuallyDrop, MaybeUninit, offset_of};
 use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
-
-/// Placeholder until ksync::rcu.
-#[repr(C)]
-pub struct RcuHead([usize; 2]);
+use ksync::rcu::{self, RcuHead};
 
 /// What follows the value: links while anybody holds the object, an RcuHead afterwards (INV-ARC-3).
 #[repr(C)]
@@ -302,10 +299,23 @@ unsafe fn release<T: Object>(block: NonNull<Block<T>>) {
 ///
 /// # Safety
 /// The count has just gone from 1 to 0 (INV-ARC-2, INV-ARC-3).
+#[inline(never)]
 unsafe fn release_rcu<T: Object>(block: NonNull<Block<T>>) {
-    // Placeholder until ksync::rcu::call: no readers exist without it.
-    // SAFETY: forwarded.
-    unsafe { release(block) }
+    // SAFETY: the tail is free for reuse (INV-ARC-3) and stays untouched until the callback, which
+    // runs once, after the last reader (INV-ARC-2).
+    unsafe {
+        let head = (&raw mut (*block.as_ptr()).tail).cast::<RcuHead>();
+        head.write(RcuHead::new());
+        rcu::call(NonNull::new_unchecked(head), rcu_release::<T>);
+    }
+}
+
+/// # Safety
+/// `head` is the tail of a block given to `release_rcu`, and its grace period has ended.
+unsafe fn rcu_release<T: Object>(head: NonNull<RcuHead>) {
+    let block = head.as_ptr().cast::<u8>().wrapping_sub(offset_of!(Block<T>, tail)).cast();
+    // SAFETY: the block around the head; no reader is left, so the caller is alone (INV-ARC-2).
+    unsafe { release::<T>(NonNull::new_unchecked(block)) }
 }
 
 #[cold]

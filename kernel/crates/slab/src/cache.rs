@@ -1,23 +1,11 @@
 //! Placeholder of the cache: the final interface over one heap allocation per object.
 
 use crate::AllocError;
+pub use page_alloc::Gfp;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 bitflags::bitflags! {
-    /// Allocation flags (page_alloc's, re-exported once it exists).
-    #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-    pub struct Gfp: u32 {
-        /// Zeroed memory.
-        const ZERO = 1;
-        /// Must not sleep.
-        const ATOMIC = 2;
-        /// Only from the node asked for.
-        const THISNODE = 4;
-        /// Fault injection passes this one by.
-        const NOFAULT_INJECT = 8;
-    }
-
     /// Properties of a cache.
     #[derive(Copy, Clone, Debug, PartialEq, Eq)]
     pub struct CacheFlags: u32 {
