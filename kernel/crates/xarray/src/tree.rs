@@ -1,0 +1,582 @@
+//! The radix tree over raw words: walking, growing, shrinking, finding what is free.
+//!
+//! Mechanism. A writer that inserts first finds the deepest existing node on the way, counts the
+//! missing ones, and gives up with [`NeedNodes`] before it has changed anything. New nodes are
+//! linked when complete, so a reader sees the old tree or the new one. The tree loses its top while
+//! all indices fit below it, and nodes as they become empty.
+//!
+//! Invariants
+//! - INV-XA-5 (one writer): functions that change the tree are called by one thread at a time; those
+//!   marked "reader" inside an RCU section or by the writer.
+//! - INV-XA-6 (words): a stored word is neither null nor [`RESERVED`], except that RESERVED marks
+//!   an index that is taken and not yet visible; no reader function returns it.
+
+use crate::NeedNodes;
+use crate::node::{Node, Preload, SHIFT, SLOTS, free_node, free_node_rcu, shift_for};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, Ordering::*};
+
+/// The word of an index that is taken but shows nothing yet. No pointer: entries are aligned to 4
+/// or odd.
+pub(crate) const RESERVED: *mut () = ptr::without_provenance_mut(2);
+
+/// How unlinked nodes go.
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub(crate) enum Retire {
+    /// Readers may be around: after a grace period.
+    Rcu,
+    /// The caller has the tree for itself.
+    Now,
+}
+
+/// A slot of a bottom node.
+#[derive(Copy, Clone)]
+pub(crate) struct SlotRef {
+    pub node: NonNull<Node>,
+    pub offset: usize,
+}
+
+/// The place of a free index: the deepest node on its way (null: the tree is too low).
+#[derive(Copy, Clone)]
+pub(crate) struct Place {
+    pub index: u64,
+    node: *mut Node,
+}
+
+pub(crate) struct Tree {
+    root: AtomicPtr<Node>,
+}
+
+/// # Safety
+/// `n` is a node of the tree that the caller may look at (INV-XA-5).
+#[inline(always)]
+unsafe fn r<'a>(n: NonNull<Node>) -> &'a Node {
+    // SAFETY: the caller's promise; all fields are atomics.
+    unsafe { n.as_ref() }
+}
+
+impl Tree {
+    pub const fn new() -> Self {
+        Tree {
+            root: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    #[inline(always)]
+    fn root(&self) -> Option<NonNull<Node>> {
+        NonNull::new(self.root.load(Acquire))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.root().is_none()
+    }
+
+    /// Reader. The visible word at `index`, null if none.
+    ///
+    /// # Safety
+    /// INV-XA-5.
+    #[inline]
+    pub unsafe fn load(&self, index: u64) -> *mut () {
+        // SAFETY: the caller's promise.
+        match unsafe { self.slot(index) } {
+            Some(s) => {
+                // SAFETY: as above.
+                let p = unsafe { r(s.node) }.slot(s.offset);
+                if p == RESERVED { ptr::null_mut() } else { p }
+            }
+            None => ptr::null_mut(),
+        }
+    }
+
+    /// Reader. The bottom slot of `index`, if its node exists.
+    ///
+    /// # Safety
+    /// INV-XA-5.
+    #[inline]
+    pub unsafe fn slot(&self, index: u64) -> Option<SlotRef> {
+        let mut node = self.root()?;
+        // SAFETY: reached from the root inside the caller's section; nodes stay until it ends
+        // (INV-XA-4).
+        unsafe {
+            if index > r(node).max_index() {
+                return None;
+            }
+            loop {
+                let offset = r(node).offset_of(index);
+                if r(node).shift() == 0 {
+                    return Some(SlotRef { node, offset });
+                }
+                node = NonNull::new(r(node).child(offset))?;
+            }
+        }
+    }
+
+    /// Reader. The first visible word at or after `index` and up to `max`, with its index.
+    ///
+    /// # Safety
+    /// INV-XA-5.
+    pub unsafe fn next(&self, mut index: u64, max: u64) -> Option<(u64, *mut ())> {
+        // SAFETY: as in `slot`. Parents are never followed: a reader may hold a node that has
+        // since lost its place.
+        unsafe {
+            'from_top: while index <= max {
+                let mut node = self.root()?;
+                if index > r(node).max_index() {
+                    return None;
+                }
+                loop {
+                    let n = r(node);
+                    let first = n.offset_of(index);
+                    let found = (first..SLOTS).find_map(|o| {
+                        let p = n.slot(o);
+                        (!p.is_null() && p != RESERVED).then_some((o, p))
+                    });
+                    let shift = n.shift();
+                    let Some((offset, p)) = found else {
+                        // Nothing left here: on to the first index right of this node.
+                        let above = shift + SHIFT;
+                        if above >= u64::BITS || (index >> above) == u64::MAX >> above {
+                            return None;
+                        }
+                        index = ((index >> above) + 1) << above;
+                        continue 'from_top;
+                    };
+                    if offset != first {
+                        let low = index >> shift;
+                        index = (low - (low & (SLOTS as u64 - 1)) + offset as u64) << shift;
+                        if index > max {
+                            return None;
+                        }
+                    }
+                    if shift == 0 {
+                        return Some((index, p));
+                    }
+                    node = NonNull::new_unchecked(p.cast());
+                }
+            }
+            None
+        }
+    }
+
+    /// Writer. The place of `index`, whether or not it is taken.
+    ///
+    /// # Safety
+    /// INV-XA-5.
+    #[inline]
+    pub unsafe fn place(&self, index: u64) -> Place {
+        let mut place = Place {
+            index,
+            node: ptr::null_mut(),
+        };
+        let Some(mut node) = self.root() else {
+            return place;
+        };
+        // SAFETY: the writer sees a stable tree.
+        unsafe {
+            if index > r(node).max_index() {
+                return place;
+            }
+            loop {
+                place.node = node.as_ptr();
+                if r(node).shift() == 0 {
+                    return place;
+                }
+                match NonNull::new(r(node).child(r(node).offset_of(index))) {
+                    Some(child) => node = child,
+                    None => return place,
+                }
+            }
+        }
+    }
+
+    /// Writer. The first free index in [start, max]. One walk down, at most one up: O(height).
+    ///
+    /// # Safety
+    /// INV-XA-5.
+    #[inline]
+    pub unsafe fn find_free(&self, start: u64, max: u64) -> Option<Place> {
+        if start > max {
+            return None;
+        }
+        let mut index = start;
+        let Some(mut node) = self.root() else {
+            return Some(Place {
+                index,
+                node: ptr::null_mut(),
+            });
+        };
+        // SAFETY: the writer sees a stable tree; a set bit of an interior node leads to an empty
+        // slot or to a node with a set bit (INV-XA-2).
+        unsafe {
+            if index > r(node).max_index() {
+                return Some(Place {
+                    index,
+                    node: ptr::null_mut(),
+                });
+            }
+            loop {
+                let n = r(node);
+                let shift = n.shift();
+                let first = n.offset_of(index);
+                let free = n.free() >> first << first;
+                if free == 0 {
+                    // Full from here on: the first index right of this node, seen from above.
+                    let above = shift + SHIFT;
+                    if above >= u64::BITS || (index >> above) == u64::MAX >> above {
+                        return None;
+                    }
+                    index = ((index >> above) + 1) << above;
+                    if index > max {
+                        return None;
+                    }
+                    // Climb until a node contains the new index.
+                    loop {
+                        match NonNull::new(r(node).parent()) {
+                            None => {
+                                return Some(Place {
+                                    index,
+                                    node: ptr::null_mut(),
+                                });
+                            }
+                            Some(parent) => node = parent,
+                        }
+                        let above = r(node).shift() + SHIFT;
+                        if above >= u64::BITS || index & ((1 << above) - 1) != 0 {
+                            break;
+                        }
+                    }
+                    continue;
+                }
+                let offset = free.trailing_zeros() as usize;
+                if offset != first {
+                    let low = index >> shift;
+                    index = (low - first as u64 + offset as u64) << shift;
+                    if index > max {
+                        return None;
+                    }
+                }
+                if shift == 0 {
+                    return Some(Place {
+                        index,
+                        node: node.as_ptr(),
+                    });
+                }
+                match NonNull::new(n.child(offset)) {
+                    Some(child) => node = child,
+                    None => {
+                        return Some(Place {
+                            index,
+                            node: node.as_ptr(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writer. The bottom slot of a place, made from `spare` as needed. The slot must be given a
+    /// word next (INV-XA-3 does not hold meanwhile).
+    ///
+    /// # Safety
+    /// INV-XA-5; the tree has not changed since `place` was found.
+    #[inline]
+    pub unsafe fn open(&self, place: Place, spare: &mut Preload) -> Result<SlotRef, NeedNodes> {
+        if let Some(node) = NonNull::new(place.node) {
+            // SAFETY: a node of this tree.
+            let n = unsafe { r(node) };
+            if n.shift() == 0 {
+                return Ok(SlotRef {
+                    node,
+                    offset: n.offset_of(place.index),
+                });
+            }
+        }
+        // SAFETY: passed on.
+        unsafe { self.open_slow(place, spare) }
+    }
+
+    #[cold]
+    unsafe fn open_slow(&self, place: Place, spare: &mut Preload) -> Result<SlotRef, NeedNodes> {
+        let index = place.index;
+        // SAFETY: the writer's view of its own tree; new nodes are not visible before they are
+        // linked.
+        unsafe {
+            let need = self.missing(place);
+            if spare.len() < need {
+                return Err(NeedNodes(need));
+            }
+            let mut node = match NonNull::new(place.node) {
+                Some(node) => node,
+                None => self.grow(index, spare),
+            };
+            while r(node).shift() > 0 {
+                let (n, offset) = (r(node), r(node).offset_of(index));
+                let child = spare.take();
+                r(child).reset(n.shift() - SHIFT, node.as_ptr(), offset);
+                n.set_slot(offset, child.as_ptr().cast());
+                n.set_count(n.count() + 1);
+                node = child;
+            }
+            Ok(SlotRef {
+                node,
+                offset: r(node).offset_of(index),
+            })
+        }
+    }
+
+    /// Nodes that [`Tree::open`] will take.
+    unsafe fn missing(&self, place: Place) -> usize {
+        let levels = |shift: u32| (shift / SHIFT) as usize;
+        // SAFETY: the writer's view of its own tree.
+        unsafe {
+            match (NonNull::new(place.node), self.root()) {
+                (Some(node), _) => levels(r(node).shift()),
+                (None, None) => levels(shift_for(place.index)) + 1,
+                (None, Some(root)) => {
+                    // A higher top; below it the way to `index` is all new, for the index does
+                    // not fit below the old top.
+                    let top = shift_for(place.index);
+                    levels(top - r(root).shift()) + levels(top)
+                }
+            }
+        }
+    }
+
+    /// Puts nodes on top until `index` fits. Returns the new top.
+    unsafe fn grow(&self, index: u64, spare: &mut Preload) -> NonNull<Node> {
+        let top_shift = shift_for(index);
+        // SAFETY: the writer's view of its own tree.
+        unsafe {
+            let mut top = match self.root() {
+                Some(root) => root,
+                None => {
+                    let node = spare.take();
+                    r(node).reset(top_shift, ptr::null_mut(), 0);
+                    self.root.store(node.as_ptr(), Release);
+                    return node;
+                }
+            };
+            while r(top).shift() < top_shift {
+                let node = spare.take();
+                r(node).reset(r(top).shift() + SHIFT, ptr::null_mut(), 0);
+                if r(top).free() == 0 {
+                    r(node).free.store(!1, Relaxed);
+                }
+                r(node).set_slot(0, top.as_ptr().cast());
+                r(node).set_count(1);
+                r(top).parent.store(node.as_ptr(), Relaxed);
+                r(top).offset.store(0, Relaxed);
+                self.root.store(node.as_ptr(), Release);
+                top = node;
+            }
+            top
+        }
+    }
+
+    /// Writer. Fills an empty slot from [`Tree::open`].
+    ///
+    /// # Safety
+    /// INV-XA-5, INV-XA-6; the slot is empty and of this tree.
+    #[inline]
+    pub unsafe fn fill(&self, slot: SlotRef, word: *mut ()) {
+        // SAFETY: a node of this tree.
+        let n = unsafe { r(slot.node) };
+        debug_assert!(n.slot(slot.offset).is_null() && !word.is_null());
+        n.set_slot(slot.offset, word);
+        n.set_count(n.count() + 1);
+        let free = n.free() & !(1 << slot.offset);
+        n.free.store(free, Relaxed);
+        if free == 0 {
+            // SAFETY: as above.
+            unsafe { self.note_full(slot.node) };
+        }
+    }
+
+    /// `node` has become full: says so upwards (INV-XA-2).
+    #[cold]
+    unsafe fn note_full(&self, mut node: NonNull<Node>) {
+        // SAFETY: parents of the writer's nodes are nodes.
+        unsafe {
+            while let Some(parent) = NonNull::new(r(node).parent()) {
+                let free = r(parent).free() & !(1 << r(node).offset.load(Relaxed));
+                r(parent).free.store(free, Relaxed);
+                if free != 0 {
+                    break;
+                }
+                node = parent;
+            }
+        }
+    }
+
+    /// Writer. Empties a slot that holds a word, frees what became empty, lowers the tree.
+    ///
+    /// # Safety
+    /// INV-XA-5; the slot is of this tree and not empty. `Retire::Now` only without readers.
+    #[inline]
+    pub unsafe fn clear(&self, slot: SlotRef, retire: Retire) {
+        // SAFETY: a node of this tree.
+        let n = unsafe { r(slot.node) };
+        debug_assert!(!n.slot(slot.offset).is_null());
+        n.set_slot(slot.offset, ptr::null_mut());
+        let free = n.free();
+        n.free.store(free | 1 << slot.offset, Relaxed);
+        let count = n.count() - 1;
+        n.set_count(count);
+        // SAFETY: as above.
+        unsafe {
+            if free == 0 {
+                self.note_not_full(slot.node);
+            }
+            if count == 0 {
+                self.remove_empty(slot.node, retire);
+            }
+        }
+    }
+
+    /// `node` has a free slot again: says so upwards (INV-XA-2).
+    #[cold]
+    unsafe fn note_not_full(&self, mut node: NonNull<Node>) {
+        // SAFETY: parents of the writer's nodes are nodes.
+        unsafe {
+            while let Some(parent) = NonNull::new(r(node).parent()) {
+                let free = r(parent).free();
+                r(parent)
+                    .free
+                    .store(free | 1 << r(node).offset.load(Relaxed), Relaxed);
+                if free != 0 {
+                    break;
+                }
+                node = parent;
+            }
+        }
+    }
+
+    #[cold]
+    unsafe fn remove_empty(&self, mut node: NonNull<Node>, retire: Retire) {
+        // SAFETY: the writer's nodes; each is unlinked before it is retired.
+        unsafe {
+            loop {
+                let n = r(node);
+                let Some(parent) = NonNull::new(n.parent()) else {
+                    self.root.store(ptr::null_mut(), Release);
+                    retire_node(node, retire);
+                    return;
+                };
+                let p = r(parent);
+                p.set_slot(usize::from(n.offset.load(Relaxed)), ptr::null_mut());
+                p.set_count(p.count() - 1);
+                retire_node(node, retire);
+                if p.count() != 0 {
+                    break;
+                }
+                node = parent;
+            }
+            self.shrink(retire);
+        }
+    }
+
+    /// Takes tops away while only their first slot is used.
+    unsafe fn shrink(&self, retire: Retire) {
+        // SAFETY: the writer's nodes. A reader on the old top still finds the same child in it.
+        unsafe {
+            while let Some(top) = self.root() {
+                let t = r(top);
+                if t.shift() == 0 || t.count() != 1 {
+                    return;
+                }
+                let Some(child) = NonNull::new(t.child(0)) else {
+                    return;
+                };
+                r(child).parent.store(ptr::null_mut(), Relaxed);
+                self.root.store(child.as_ptr(), Release);
+                retire_node(top, retire);
+            }
+        }
+    }
+
+    /// Empties the tree and gives each word (visible or RESERVED) to `f`.
+    pub fn drain(&mut self, mut f: impl FnMut(u64, *mut ())) {
+        fn walk(node: NonNull<Node>, base: u64, f: &mut impl FnMut(u64, *mut ())) {
+            // SAFETY: `&mut` of the tree: no readers, no writers.
+            let n = unsafe { r(node) };
+            for offset in 0..SLOTS {
+                let p = n.slot(offset);
+                let index = base | (offset as u64) << n.shift();
+                match NonNull::new(p.cast::<Node>()) {
+                    Some(child) if n.shift() > 0 => walk(child, index, f),
+                    Some(_) => f(index, p),
+                    None => {}
+                }
+            }
+            // SAFETY: as above; the node is not reached again.
+            unsafe { free_node(node) };
+        }
+        if let Some(root) = self.root() {
+            self.root.store(ptr::null_mut(), Relaxed);
+            walk(root, 0, &mut f);
+        }
+    }
+
+    /// Panics unless INV-XA-2 and INV-XA-3 hold. Returns (words, nodes). For tests; the writer.
+    ///
+    /// # Safety
+    /// INV-XA-5.
+    pub unsafe fn check(&self) -> (usize, usize) {
+        unsafe fn walk(node: NonNull<Node>, parent: *mut Node, at: usize) -> (usize, usize) {
+            // SAFETY: the writer's nodes.
+            let n = unsafe { r(node) };
+            assert!(n.parent() == parent);
+            assert!(parent.is_null() || usize::from(n.offset.load(Relaxed)) == at);
+            let (mut words, mut nodes, mut count) = (0, 1, 0);
+            for o in 0..SLOTS {
+                let p = n.slot(o);
+                let mut free = p.is_null();
+                count += u8::from(!free);
+                if n.shift() == 0 {
+                    words += usize::from(!free);
+                } else if let Some(child) = NonNull::new(p.cast::<Node>()) {
+                    // SAFETY: as above.
+                    unsafe {
+                        assert_eq!(r(child).shift() + SHIFT, n.shift());
+                        free = r(child).free() != 0;
+                        let (w, k) = walk(child, node.as_ptr(), o);
+                        words += w;
+                        nodes += k;
+                    }
+                }
+                assert_eq!(n.free() >> o & 1 == 1, free, "INV-XA-2");
+            }
+            assert!(count == n.count() && count > 0, "INV-XA-3");
+            (words, nodes)
+        }
+        match self.root() {
+            None => (0, 0),
+            Some(root) => {
+                // SAFETY: as above.
+                unsafe {
+                    let only_first = r(root).count() == 1 && !r(root).slot(0).is_null();
+                    assert!(r(root).shift() == 0 || !only_first, "not shrunk");
+                    walk(root, ptr::null_mut(), 0)
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        self.drain(|_, _| {});
+    }
+}
+
+/// # Safety
+/// As for [`free_node`] or [`free_node_rcu`].
+unsafe fn retire_node(node: NonNull<Node>, retire: Retire) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match retire {
+            Retire::Rcu => free_node_rcu(node),
+            Retire::Now => free_node(node),
+        }
+    }
+}
