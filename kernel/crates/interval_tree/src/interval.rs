@@ -11,7 +11,7 @@
 //! Invariants
 //! - INV-ITREE-1 (order): a walk sees non-decreasing starts.
 //! - INV-ITREE-2 (summary): `subtree_last` is the greatest `last` in the node's subtree.
-//! - INV-ITREE-3 (frozen key): `start` and `last` do not change while linked.
+//! - INV-ITREE-3 (frozen key): `start` does not change while linked, `last` only by `set_last`.
 
 use crate::rbtree::{Augment, RbNode, RbTree, ancestor_after};
 use core::cell::Cell;
@@ -190,6 +190,19 @@ impl IntervalTree {
     pub unsafe fn remove(&mut self, node: NonNull<IntervalNode>) {
         // SAFETY: the caller's promise.
         unsafe { self.tree.erase::<SubtreeLast>(node.cast()) };
+    }
+
+    /// Gives a member another end. It keeps its place. O(log n), usually less.
+    ///
+    /// # Safety
+    /// `node` is a member of this tree.
+    pub unsafe fn set_last(&mut self, node: NonNull<IntervalNode>, last: u64) {
+        // SAFETY: a member; `&mut self` is the exclusive hold (INV-RBT-2).
+        unsafe {
+            debug_assert!(node.as_ref().start() <= last);
+            node.as_ref().last.set(last);
+            self.tree.update_path::<SubtreeLast>(node.cast());
+        }
     }
 
     /// The first interval in order that overlaps [start, last].

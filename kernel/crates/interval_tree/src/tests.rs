@@ -172,7 +172,7 @@ proptest! {
 
     #[test]
     fn interval_tree_is_a_sorted_vec(
-        ops in prop::collection::vec((0u8..6, 0u64..50, 0u64..20, any::<usize>()), 0..120)
+        ops in prop::collection::vec((0u8..7, 0u64..50, 0u64..20, any::<usize>()), 0..120)
     ) {
         let mut t = IntervalTree::new();
         let mut model: Vec<NonNull<IntervalNode>> = Vec::new();
@@ -197,6 +197,11 @@ proptest! {
                     let n = model.remove(pick % model.len());
                     // SAFETY: above; the box is freed once, when unlinked.
                     unsafe { t.remove(n); drop(Box::from_raw(n.as_ptr())) };
+                }
+                4 if !model.is_empty() => {
+                    let n = model[pick % model.len()];
+                    // SAFETY: above.
+                    unsafe { t.set_last(n, start_of(&n) + len) };
                 }
                 _ => {}
             }
