@@ -203,6 +203,10 @@ impl Buddy {
         let mut order = order;
         debug_assert!(pfn.trailing_zeros() >= order && order <= MAX_ORDER);
         debug_assert!(!desc(page).state_is(PageState::Free), "frame {pfn:#x} is free already");
+        for i in 1..1usize << order {
+            // SAFETY: frame i of the block; descriptors are contiguous.
+            desc(unsafe { page.add(i) }).set_tag(tag(PageState::Inner, 0, self.node));
+        }
         self.nr_free += 1 << order;
         while order < MAX_ORDER {
             let buddy_pfn = pfn ^ (1 << order);
@@ -282,8 +286,7 @@ impl Buddy {
                 for i in 1..1usize << order {
                     // SAFETY: frame i of the block; descriptors are contiguous.
                     let inner = desc(unsafe { p.add(i) });
-                    let bad = inner.state_is(PageState::Free) || inner.state_is(PageState::Allocated);
-                    assert!(!bad, "INV-PAGE-2 pfn {pfn:#x} + {i}");
+                    assert_eq!(inner.raw_tag(), tag(PageState::Inner, 0, self.node), "INV-PAGE-2 pfn {pfn:#x} + {i}");
                 }
                 if order < MAX_ORDER {
                     let b = desc(self.mem_map.page(pfn ^ (1 << order))).raw_tag();

@@ -17,18 +17,18 @@
 //! States, and who may change them:
 //!
 //! ```text
-//!   RESERVED --init_node--> INNER/FREE <--Buddy--> ALLOCATED + TAIL...
-//!                             FREE --refill--> ON_LIST <--alloc, free--> ALLOCATED
+//!   RESERVED --init_node--> FREE, INNER... <--Buddy--> ALLOCATED, TAIL...
+//!                              FREE --refill--> ON_LIST <--alloc, free--> ALLOCATED
 //! ```
 //!
-//! FREE is set and cleared only under the lock of the node's buddy; ON_LIST only by the CPU that
-//! owns the list; ALLOCATED to ON_LIST or FREE only by the caller who frees.
+//! FREE and INNER are set and cleared only under the lock of the node's buddy; ON_LIST only by the
+//! CPU that owns the list; ALLOCATED is left only by the caller who drops the last reference.
 //!
 //! # Invariants
 //! - INV-PAGE-1: a descriptor is exactly 64 bytes and lives for ever: `&'static Page` is sound for
 //!   every pfn the kernel has mapped in the vmemmap (see [`crate::init_node`]).
 //! - INV-PAGE-2: state FREE marks exactly the first frame of each block on a buddy free list, and
-//!   `order` is that block's order. No frame inside a block is FREE or ALLOCATED.
+//!   `order` is that block's order; the other frames of the block are INNER.
 //! - INV-PAGE-3: a free page has refcount 0 and mapcount 0.
 
 use core::ptr::NonNull;
@@ -89,6 +89,9 @@ pub struct Page {
 }
 
 const _: () = assert!(size_of::<Page>() == 1 << DESC_SHIFT);
+
+/// The kind's bits of the tag.
+pub(crate) const KIND_MASK: u32 = 0xff << 24;
 
 /// The tag's value for a state, order and node, with kind zero.
 pub(crate) const fn tag(state: PageState, order: u32, node: usize) -> u32 {
@@ -260,6 +263,18 @@ impl PageRef {
         self.desc().node()
     }
 
+    /// What the frame is doing. For checks and reports.
+    pub fn state(self) -> PageState {
+        match self.desc().raw_tag() as u8 {
+            0 => PageState::Reserved,
+            1 => PageState::Inner,
+            2 => PageState::Free,
+            3 => PageState::OnList,
+            4 => PageState::Allocated,
+            _ => PageState::Tail,
+        }
+    }
+
     /// True for the head of an allocated block. For checks and reports.
     pub fn is_allocated(self) -> bool {
         self.desc().state_is(PageState::Allocated)
@@ -286,10 +301,17 @@ impl PageRef {
         let head = self.head();
         let old = head.desc().refcount.fetch_sub(1, AcqRel);
         if old == 1 {
-            crate::free_block(head);
+            crate::lists::free_block(head);
         } else if old == 0 {
-            crate::bad_page(head, "put of a free page");
+            head.put_of_free_page();
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn put_of_free_page(self) -> ! {
+        self.desc().set_refcount_zero();
+        crate::bad_page(self, "put of a free page")
     }
 
     /// References held now (a snapshot).
@@ -322,7 +344,7 @@ impl PageRef {
     #[inline(always)]
     pub fn set_kind(self, kind: PageKind) {
         let d = self.desc();
-        d.set_tag(d.raw_tag() & 0x00ff_ffff | (kind as u32) << 24);
+        d.set_tag(d.raw_tag() & !KIND_MASK | (kind as u32) << 24);
     }
 
     /// What the owner said; `PageKind::Kernel` if nothing.

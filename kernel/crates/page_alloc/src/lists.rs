@@ -1,0 +1,401 @@
+//! Page lists per CPU.
+//!
+//! Problem. A fork or an exit moves dozens of single pages; with the zone lock taken for each,
+//! that lock is the machine's bottleneck and most of the path length.
+//!
+//! Mechanism. Each CPU keeps a stack of free pages of its own memory node, filled and emptied in
+//! batches, plus short stacks of order 1 to 3 blocks (slabs and kernel stacks). The CPU alone
+//! touches them, with preemption off: no lock, no atomic instruction, interrupts stay on. Single
+//! pages of other nodes wait in a *stash* and go home in one lock hold per node when it is full.
+//!
+//! ```text
+//!  alloc_page ----pop----+          +---pop/push--- order 1..=3, 8 each
+//!                        |          |
+//!  CpuHead.slots[0] --> [CpuLists] -+--- stash: 32 pages of other nodes
+//!                        |  ^                |
+//!        put -----push---+  | batch          | full: one hold per node
+//!                           v                v
+//!                        own node's Buddy   their nodes' Buddies
+//! ```
+//!
+//! A stack is a ring: the newest page is popped (it is warm in the cache), the oldest are drained.
+//! The high-water mark follows the node's size, so that 512 CPUs cannot sit on a small memory.
+//!
+//! Taking a CPU's lists away from outside ([`drain_all`]): clear its slot, wait for a grace period
+//! (a section with preemption off is an RCU reader), drain, put the slot back. Meanwhile that CPU
+//! goes to the buddies directly. So the fast path pays nothing for being drained by others.
+//!
+//! Lock order: `drain_mutex` (sleeps) before `zone_lock`.
+//!
+//! # Invariants
+//! - INV-LIST-1: a CPU's lists are touched only by a thread that runs on that CPU with preemption
+//!   off and found them in slot 0, or by the holder of `drain_mutex` that cleared slot 0 and then
+//!   waited for a grace period. Hard interrupts never allocate or free pages.
+//! - INV-LIST-2: a block on ring k has state ON_LIST, order k, the lists' node; in the stash order
+//!   0 and another node. Its refcount and mapcount are 0.
+//! - INV-LIST-3: every order-k ring holds at most `high` blocks between two operations.
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
+
+use ksync::{CpuMask, LockClass, Mutex, NR_CPUS, PAGE_SHIFT, PAGE_SIZE, PreemptGuard, arch, rcu};
+
+use crate::page::{KIND_MASK, PageRef, PageState, tag};
+use crate::{Gfp, OutOfMemory, bad_page, zone};
+
+/// This crate's word of `CpuHead.slots`.
+const SLOT: usize = 0;
+/// Single pages a CPU may hold.
+const CAP_PAGES: usize = 128;
+/// Blocks per order 1..=MAX_LIST_ORDER a CPU may hold.
+const CAP_BLOCKS: usize = 8;
+/// Largest order kept per CPU: kernel stacks (2) and slabs (up to 3).
+const MAX_LIST_ORDER: u32 = 3;
+/// Pages of other nodes a CPU may hold.
+const CAP_STASH: usize = 32;
+/// A node's CPUs together hold at most 1/HOARD of it in single pages.
+const HOARD: usize = 8;
+
+/// A bounded stack whose bottom can be drained. `top` and `bottom` run freely; a power of two N
+/// makes their low bits the index.
+#[repr(C)]
+struct Ring<const N: usize> {
+    top: AtomicU32,
+    bottom: AtomicU32,
+    /// High-water mark, 1..=N.
+    high: AtomicU32,
+    slots: [AtomicUsize; N],
+}
+
+impl<const N: usize> Ring<N> {
+    const MASK: u32 = {
+        assert!(N.is_power_of_two());
+        N as u32 - 1
+    };
+
+    #[inline(always)]
+    fn slot(&self, at: u32) -> &AtomicUsize {
+        &self.slots[(at & Self::MASK) as usize]
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.top.load(Relaxed).wrapping_sub(self.bottom.load(Relaxed))
+    }
+
+    /// The newest block.
+    #[inline(always)]
+    fn pop(&self) -> Option<PageRef> {
+        let top = self.top.load(Relaxed);
+        if top == self.bottom.load(Relaxed) {
+            return None;
+        }
+        let top = top.wrapping_sub(1);
+        self.top.store(top, Relaxed);
+        Some(from_word(self.slot(top)))
+    }
+
+    /// False if the ring is at its high-water mark.
+    #[inline(always)]
+    fn push(&self, page: PageRef) -> bool {
+        let top = self.top.load(Relaxed);
+        if top.wrapping_sub(self.bottom.load(Relaxed)) >= self.high.load(Relaxed) {
+            return false;
+        }
+        self.slot(top).store(page.as_ptr().as_ptr() as usize, Relaxed);
+        self.top.store(top.wrapping_add(1), Relaxed);
+        true
+    }
+
+    /// The oldest block.
+    fn pop_oldest(&self) -> Option<PageRef> {
+        let bottom = self.bottom.load(Relaxed);
+        if bottom == self.top.load(Relaxed) {
+            return None;
+        }
+        self.bottom.store(bottom.wrapping_add(1), Relaxed);
+        Some(from_word(self.slot(bottom)))
+    }
+
+    /// Gives the `n` oldest blocks back to the buddy of `node` under one lock hold.
+    fn drain(&self, node: usize, order: u32, n: u32) {
+        if self.len() > 0 {
+            zone::free_all(node, order, core::iter::from_fn(|| self.pop_oldest()).take(n as usize));
+        }
+    }
+}
+
+#[inline(always)]
+fn from_word(word: &AtomicUsize) -> PageRef {
+    // SAFETY: INV-LIST-2: slots between bottom and top hold pointers that `push` stored.
+    unsafe { PageRef::from_ptr(core::ptr::NonNull::new_unchecked(word.load(Relaxed) as *mut _)) }
+}
+
+/// What one CPU holds. Fields are atomics only so that [`counts`] may look from outside.
+#[repr(C, align(64))]
+struct CpuLists {
+    /// Tag of an allocated order-0 page of `node`.
+    tag: u32,
+    node: u32,
+    /// Pages moved per lock hold; at most half of `pages.high`.
+    batch: u32,
+    pages: Ring<CAP_PAGES>,
+    blocks: [Ring<CAP_BLOCKS>; MAX_LIST_ORDER as usize],
+    stash: Ring<CAP_STASH>,
+}
+
+const _: () = assert!(size_of::<CpuLists>() <= PAGE_SIZE);
+
+/// Every CPU's lists, whether its slot is set or cleared for a drain. Written once per CPU.
+static LISTS: [AtomicPtr<CpuLists>; NR_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; NR_CPUS];
+static DRAIN_CLASS: LockClass = LockClass::new("drain_mutex");
+static DRAIN: Mutex<()> = Mutex::new((), &DRAIN_CLASS);
+
+fn registered(cpu: usize) -> Option<&'static CpuLists> {
+    // SAFETY: `init_cpu` stored a pointer to lists that are never freed.
+    unsafe { LISTS[cpu].load(Acquire).as_ref() }
+}
+
+/// This CPU's lists; the guard is the evidence for INV-LIST-1. None before `init_cpu` and during
+/// a drain.
+#[inline(always)]
+fn mine(_preempt_off: &PreemptGuard) -> Option<&CpuLists> {
+    // SAFETY: slot 0 is null or points to lists that are never freed.
+    unsafe { (arch::this_cpu_head().slots[SLOT].load(Acquire) as *const CpuLists).as_ref() }
+}
+
+/// See [`crate::init_percpu`].
+pub(crate) fn init_cpu(cpu: usize) -> Result<(), OutOfMemory> {
+    if registered(cpu).is_some() {
+        return Ok(());
+    }
+    let near = arch::cpu_to_node(cpu);
+    let node = zone::nearest(near).next().ok_or(OutOfMemory)?;
+    let page = zone::alloc(node, 0, Gfp::empty()).ok_or(OutOfMemory)?;
+    let nr_cpus_here = arch::nr_cpu_ids().div_ceil(arch::nr_node_ids());
+    let share = zone::lock(node).nr_managed() / (HOARD * nr_cpus_here);
+    let high = share.clamp(4, CAP_PAGES) as u32;
+    let lists = page.virt() as *mut CpuLists;
+    // SAFETY: a page of our own, large enough and aligned; all-zero rings are empty rings.
+    unsafe {
+        lists.write_bytes(0, 1);
+        (*lists).tag = tag(PageState::Allocated, 0, node);
+        (*lists).node = node as u32;
+        (*lists).batch = (high / 4).max(1);
+        (*lists).pages.high = AtomicU32::new(high);
+        (*lists).stash.high = AtomicU32::new(high.min(CAP_STASH as u32));
+        for r in &mut (*lists).blocks {
+            r.high = AtomicU32::new((high / 4).min(CAP_BLOCKS as u32));
+        }
+    }
+    LISTS[cpu].store(lists, Release);
+    arch::cpu_head(cpu).slots[SLOT].store(lists as usize, Release);
+    Ok(())
+}
+
+/// A single page for this CPU: its list, its memory node, then the others by distance.
+/// About 20 instructions when the list has one.
+#[inline]
+pub(crate) fn alloc_page() -> Option<PageRef> {
+    let guard = PreemptGuard::new();
+    if let Some(lists) = mine(&guard)
+        && let Some(page) = lists.pages.pop()
+    {
+        page.desc().make_allocated(lists.tag);
+        return Some(page);
+    }
+    alloc_page_slow(&guard)
+}
+
+#[cold]
+#[inline(never)]
+fn alloc_page_slow(guard: &PreemptGuard) -> Option<PageRef> {
+    if let Some(lists) = mine(guard) {
+        lists.refill();
+        if let Some(page) = lists.pages.pop() {
+            page.desc().make_allocated(lists.tag);
+            return Some(page);
+        }
+    }
+    alloc_from_zones(guard, arch::numa_node_id(), 0, Gfp::empty())
+}
+
+/// A block meant for `node`, of any order.
+pub(crate) fn alloc_block(node: usize, order: u32, gfp: Gfp) -> Option<PageRef> {
+    let guard = PreemptGuard::new();
+    if order <= MAX_LIST_ORDER
+        && let Some(lists) = mine(&guard)
+        && lists.node as usize == node
+    {
+        if order == 0 {
+            if lists.pages.len() == 0 {
+                lists.refill();
+            }
+            if let Some(page) = lists.pages.pop() {
+                page.desc().make_allocated(lists.tag);
+                return Some(page);
+            }
+        } else if let Some(block) = lists.blocks[order as usize - 1].pop() {
+            block.desc().make_allocated(lists.tag | order << 8);
+            return Some(block);
+        }
+    }
+    alloc_from_zones(&guard, node, order, gfp)
+}
+
+/// The buddies by distance; if none has a block, this CPU gives back what it holds and looks once
+/// more (its stash, and its pages that complete a larger block, count too).
+fn alloc_from_zones(guard: &PreemptGuard, node: usize, order: u32, gfp: Gfp) -> Option<PageRef> {
+    if let Some(block) = zone::alloc(node, order, gfp) {
+        return Some(block);
+    }
+    mine(guard)?.drain();
+    zone::alloc(node, order, gfp)
+}
+
+/// Takes back a block whose last reference is gone. Anything that is not an allocated, unmapped
+/// head stops the kernel here.
+#[inline]
+pub(crate) fn free_block(head: PageRef) {
+    let guard = PreemptGuard::new();
+    let tag = head.desc().raw_tag() & !KIND_MASK;
+    if let Some(lists) = mine(&guard)
+        && tag == lists.tag
+        && head.map_count() == 0
+        && lists.pages.push(head)
+    {
+        mark_on_list(head, tag);
+        return;
+    }
+    free_block_slow(&guard, head, tag);
+}
+
+#[cold]
+#[inline(never)]
+fn free_block_slow(guard: &PreemptGuard, head: PageRef, tag: u32) {
+    if !head.is_allocated() || head.map_count() != 0 {
+        bad_page(head, "free of a page that is free already or still mapped");
+    }
+    let (order, node) = (head.order(), head.node());
+    let Some(lists) = mine(guard) else {
+        return zone::free_all(node, order, core::iter::once(head));
+    };
+    let local = lists.node as usize == node;
+    match order {
+        0 if local => {
+            lists.pages.drain(node, 0, lists.batch);
+            lists.pages.push(head);
+        }
+        0 => {
+            if lists.stash.len() >= lists.stash.high.load(Relaxed) {
+                lists.send_home();
+            }
+            lists.stash.push(head);
+        }
+        1..=MAX_LIST_ORDER if local => {
+            let ring = &lists.blocks[order as usize - 1];
+            if !ring.push(head) {
+                ring.drain(node, order, CAP_BLOCKS as u32 / 2);
+                ring.push(head);
+            }
+        }
+        _ => return zone::free_all(node, order, core::iter::once(head)),
+    }
+    mark_on_list(head, tag);
+}
+
+/// ALLOCATED becomes ON_LIST; order and node stay.
+#[inline(always)]
+fn mark_on_list(head: PageRef, tag: u32) {
+    const FLIP: u32 = PageState::Allocated as u32 ^ PageState::OnList as u32;
+    head.desc().set_tag(tag ^ FLIP);
+}
+
+impl CpuLists {
+    /// Takes a batch of single pages from the own node's buddy.
+    fn refill(&self) {
+        let on_list = tag(PageState::OnList, 0, self.node as usize);
+        zone::lock(self.node as usize).alloc_bulk(self.batch as usize, |p| {
+            let page = PageRef::from_desc(p);
+            page.desc().set_tag(on_list);
+            let room = self.pages.push(page);
+            debug_assert!(room, "INV-LIST-3: batch is below high");
+        });
+    }
+
+    /// Sends the stash to the nodes it came from: one lock hold per node.
+    fn send_home(&self) {
+        while let Some(first) = self.stash.pop_oldest() {
+            let node = first.node();
+            // One turn of the ring: pages of other nodes go back in at the top.
+            let rest = (0..self.stash.len()).filter_map(|_| {
+                let page = self.stash.pop_oldest()?;
+                if page.node() == node {
+                    return Some(page);
+                }
+                self.stash.push(page);
+                None
+            });
+            zone::free_all(node, 0, core::iter::once(first).chain(rest));
+        }
+    }
+
+    /// Gives everything back.
+    fn drain(&self) {
+        let node = self.node as usize;
+        self.pages.drain(node, 0, u32::MAX);
+        for (ring, order) in self.blocks.iter().zip(1..) {
+            ring.drain(node, order, u32::MAX);
+        }
+        self.send_home();
+    }
+
+    /// Frames held here that belong to `node`. From outside a snapshot.
+    fn count(&self, node: usize) -> usize {
+        if self.node as usize == node {
+            let blocks: usize = self.blocks.iter().zip(1..).map(|(r, order)| (r.len() as usize) << order).sum();
+            return self.pages.len() as usize + blocks;
+        }
+        let (top, bottom) = (self.stash.top.load(Relaxed), self.stash.bottom.load(Relaxed));
+        let held = top.wrapping_sub(bottom).min(CAP_STASH as u32);
+        (0..held)
+            .map(|i| self.stash.slot(bottom.wrapping_add(i)).load(Relaxed))
+            .filter(|&word| word != 0)
+            // SAFETY: a stash slot holds 0 or a pointer that `push` stored, even if stale.
+            .filter(|&word| unsafe { PageRef::from_ptr(core::ptr::NonNull::new_unchecked(word as *mut _)) }.node() == node)
+            .count()
+    }
+}
+
+/// Frames of `node` in all CPUs' lists: exact while nobody allocates or frees.
+pub(crate) fn counts(node: usize) -> usize {
+    (0..arch::nr_cpu_ids()).filter_map(registered).map(|l| l.count(node)).sum()
+}
+
+/// Gives back what this CPU holds. Any context but hard IRQ.
+pub(crate) fn drain_local() {
+    let guard = PreemptGuard::new();
+    if let Some(lists) = mine(&guard) {
+        lists.drain();
+    }
+}
+
+/// Gives back what every CPU holds. May sleep (one grace period).
+pub(crate) fn drain_all() {
+    let _one_at_a_time = DRAIN.lock();
+    let taken = CpuMask::new();
+    for cpu in 0..arch::nr_cpu_ids() {
+        if registered(cpu).is_some() {
+            arch::cpu_head(cpu).slots[SLOT].store(0, Relaxed);
+            taken.set(cpu);
+        }
+    }
+    rcu::synchronize();
+    for cpu in taken.iter() {
+        // INV-LIST-1: the slot was clear for a grace period; nobody else is in there.
+        let Some(lists) = registered(cpu) else { continue };
+        lists.drain();
+        arch::cpu_head(cpu).slots[SLOT].store(lists as *const CpuLists as usize, Release);
+    }
+}
+
+const _: () = assert!(PAGE_SIZE == 1 << PAGE_SHIFT);
