@@ -55,7 +55,7 @@ use core::ops::Range;
 pub use buddy::{Buddy, InitError};
 pub use page::{NR_WORDS, Page, PageKind, PageRef, PageState};
 
-use ksync::{PAGE_SHIFT, arch};
+use ksync::{PAGE_SHIFT, PreemptGuard, arch};
 
 /// Largest block: 2^10 frames, 4 MiB.
 pub const MAX_ORDER: u32 = 10;
@@ -142,10 +142,19 @@ pub fn alloc_page(gfp: Gfp) -> Result<PageRef, OutOfMemory> {
     finish(page, 0, gfp)
 }
 
+
 /// A block of 2^order pages: this CPU's node first, then by distance. Contexts as `alloc_page`.
 #[inline]
 pub fn alloc_pages(order: u32, gfp: Gfp) -> Result<PageRef, OutOfMemory> {
-    alloc_pages_node(arch::numa_node_id(), order, gfp)
+    if injected(gfp) {
+        return Err(OutOfMemory);
+    }
+    let block = if gfp.contains(Gfp::THISNODE) {
+        lists::alloc_block(arch::numa_node_id(), order, gfp)
+    } else {
+        lists::alloc_local(order, gfp)
+    };
+    finish(block, order, gfp)
 }
 
 /// A block of 2^order pages, naturally aligned: `node` first, then by distance unless THISNODE.
@@ -187,6 +196,18 @@ pub fn free_pages(page: PageRef) {
     }
     head.desc().set_refcount_zero();
     lists::free_block(head);
+}
+
+/// [`PageRef::put`] of each: one section with preemption off for all. For batches of some dozens,
+/// as page-table teardown collects them. Contexts as `put`.
+pub fn put_pages(pages: &[PageRef]) {
+    let guard = PreemptGuard::new();
+    for page in pages {
+        let head = page.head();
+        if head.drop_ref() {
+            lists::free_block_under(&guard, head);
+        }
+    }
 }
 
 /// A page is freed twice or while mapped: memory is corrupt already, stop here.

@@ -33,7 +33,7 @@
 //!   waited for a grace period. Hard interrupts never allocate or free pages.
 //! - INV-LIST-2: a block on ring k has state ON_LIST, order k, the lists' node; in the stash order
 //!   0 and another node. Its refcount and mapcount are 0.
-//! - INV-LIST-3: every order-k ring holds at most `high` blocks between two operations.
+//! - INV-LIST-3: `bottom <= top <= limit <= bottom + N` on every ring (modulo 2^32).
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
 
@@ -60,9 +60,9 @@ const HOARD: usize = 8;
 #[repr(C)]
 struct Ring<const N: usize> {
     top: AtomicU32,
+    /// `bottom` + the high-water mark (1..=N): `top` stops here.
+    limit: AtomicU32,
     bottom: AtomicU32,
-    /// High-water mark, 1..=N.
-    high: AtomicU32,
     slots: [AtomicUsize; N],
 }
 
@@ -98,7 +98,7 @@ impl<const N: usize> Ring<N> {
     #[inline(always)]
     fn push(&self, page: PageRef) -> bool {
         let top = self.top.load(Relaxed);
-        if top.wrapping_sub(self.bottom.load(Relaxed)) >= self.high.load(Relaxed) {
+        if top == self.limit.load(Relaxed) {
             return false;
         }
         self.slot(top).store(page.as_ptr().as_ptr() as usize, Relaxed);
@@ -113,6 +113,7 @@ impl<const N: usize> Ring<N> {
             return None;
         }
         self.bottom.store(bottom.wrapping_add(1), Relaxed);
+        self.limit.store(self.limit.load(Relaxed).wrapping_add(1), Relaxed);
         Some(from_word(self.slot(bottom)))
     }
 
@@ -181,10 +182,10 @@ pub(crate) fn init_cpu(cpu: usize) -> Result<(), OutOfMemory> {
         (*lists).tag = tag(PageState::Allocated, 0, node);
         (*lists).node = node as u32;
         (*lists).batch = (high / 4).max(1);
-        (*lists).pages.high = AtomicU32::new(high);
-        (*lists).stash.high = AtomicU32::new(high.min(CAP_STASH as u32));
+        (*lists).pages.limit = AtomicU32::new(high);
+        (*lists).stash.limit = AtomicU32::new(high.min(CAP_STASH as u32));
         for r in &mut (*lists).blocks {
-            r.high = AtomicU32::new((high / 4).min(CAP_BLOCKS as u32));
+            r.limit = AtomicU32::new((high / 4).min(CAP_BLOCKS as u32));
         }
     }
     LISTS[cpu].store(lists, Release);
@@ -209,46 +210,50 @@ pub(crate) fn alloc_page() -> Option<PageRef> {
 #[cold]
 #[inline(never)]
 fn alloc_page_slow(guard: &PreemptGuard) -> Option<PageRef> {
-    if let Some(lists) = mine(guard) {
-        lists.refill();
-        if let Some(page) = lists.pages.pop() {
-            page.desc().make_allocated(lists.tag);
-            return Some(page);
-        }
+    if let Some(lists) = mine(guard)
+        && let Some(page) = lists.pop(0)
+    {
+        return Some(page);
     }
     alloc_from_zones(guard, arch::numa_node_id(), 0, Gfp::empty())
+}
+
+/// A block of any order for this CPU, as [`alloc_page`].
+pub(crate) fn alloc_local(order: u32, gfp: Gfp) -> Option<PageRef> {
+    let guard = PreemptGuard::new();
+    if let Some(lists) = mine(&guard)
+        && let Some(block) = lists.pop(order)
+    {
+        return Some(block);
+    }
+    alloc_from_zones(&guard, arch::numa_node_id(), order, gfp)
 }
 
 /// A block meant for `node`, of any order.
 pub(crate) fn alloc_block(node: usize, order: u32, gfp: Gfp) -> Option<PageRef> {
     let guard = PreemptGuard::new();
-    if order <= MAX_LIST_ORDER
-        && let Some(lists) = mine(&guard)
+    if let Some(lists) = mine(&guard)
         && lists.node as usize == node
+        && let Some(block) = lists.pop(order)
     {
-        if order == 0 {
-            if lists.pages.len() == 0 {
-                lists.refill();
-            }
-            if let Some(page) = lists.pages.pop() {
-                page.desc().make_allocated(lists.tag);
-                return Some(page);
-            }
-        } else if let Some(block) = lists.blocks[order as usize - 1].pop() {
-            block.desc().make_allocated(lists.tag | order << 8);
-            return Some(block);
-        }
+        return Some(block);
     }
     alloc_from_zones(&guard, node, order, gfp)
 }
 
 /// The buddies by distance; if none has a block, this CPU gives back what it holds and looks once
 /// more (its stash, and its pages that complete a larger block, count too).
+#[cold]
 fn alloc_from_zones(guard: &PreemptGuard, node: usize, order: u32, gfp: Gfp) -> Option<PageRef> {
     if let Some(block) = zone::alloc(node, order, gfp) {
         return Some(block);
     }
-    mine(guard)?.drain();
+    let lists = mine(guard)?;
+    if gfp.contains(Gfp::THISNODE) && lists.node as usize != node {
+        lists.send_home();
+    } else {
+        lists.drain();
+    }
     zone::alloc(node, order, gfp)
 }
 
@@ -256,9 +261,14 @@ fn alloc_from_zones(guard: &PreemptGuard, node: usize, order: u32, gfp: Gfp) -> 
 /// head stops the kernel here.
 #[inline]
 pub(crate) fn free_block(head: PageRef) {
-    let guard = PreemptGuard::new();
+    free_block_under(&PreemptGuard::new(), head);
+}
+
+/// [`free_block`] under a guard that the caller holds over several.
+#[inline(always)]
+pub(crate) fn free_block_under(guard: &PreemptGuard, head: PageRef) {
     let tag = head.desc().raw_tag() & !KIND_MASK;
-    if let Some(lists) = mine(&guard)
+    if let Some(lists) = mine(guard)
         && tag == lists.tag
         && head.map_count() == 0
         && lists.pages.push(head)
@@ -266,7 +276,7 @@ pub(crate) fn free_block(head: PageRef) {
         mark_on_list(head, tag);
         return;
     }
-    free_block_slow(&guard, head, tag);
+    free_block_slow(guard, head, tag);
 }
 
 #[cold]
@@ -286,10 +296,10 @@ fn free_block_slow(guard: &PreemptGuard, head: PageRef, tag: u32) {
             lists.pages.push(head);
         }
         0 => {
-            if lists.stash.len() >= lists.stash.high.load(Relaxed) {
+            if !lists.stash.push(head) {
                 lists.send_home();
+                lists.stash.push(head);
             }
-            lists.stash.push(head);
         }
         1..=MAX_LIST_ORDER if local => {
             let ring = &lists.blocks[order as usize - 1];
@@ -311,6 +321,21 @@ fn mark_on_list(head: PageRef, tag: u32) {
 }
 
 impl CpuLists {
+    /// A block of the own node from the lists; single pages are refilled. None: try the zones.
+    #[inline]
+    fn pop(&self, order: u32) -> Option<PageRef> {
+        let block = match order {
+            0 => self.pages.pop().or_else(|| {
+                self.refill();
+                self.pages.pop()
+            }),
+            1..=MAX_LIST_ORDER => self.blocks[order as usize - 1].pop(),
+            _ => None,
+        }?;
+        block.desc().make_allocated(self.tag | order << 8);
+        Some(block)
+    }
+
     /// Takes a batch of single pages from the own node's buddy.
     fn refill(&self) {
         let on_list = tag(PageState::OnList, 0, self.node as usize);
@@ -318,7 +343,7 @@ impl CpuLists {
             let page = PageRef::from_desc(p);
             page.desc().set_tag(on_list);
             let room = self.pages.push(page);
-            debug_assert!(room, "INV-LIST-3: batch is below high");
+            debug_assert!(room, "INV-LIST-3: the ring was empty, a batch fits");
         });
     }
 

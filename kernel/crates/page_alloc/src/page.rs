@@ -299,12 +299,20 @@ impl PageRef {
     #[inline]
     pub fn put(self) {
         let head = self.head();
-        let old = head.desc().refcount.fetch_sub(1, AcqRel);
-        if old == 1 {
+        if head.drop_ref() {
             crate::lists::free_block(head);
-        } else if old == 0 {
-            head.put_of_free_page();
         }
+    }
+
+    /// One reference fewer on a head; true if it was the last.
+    #[inline(always)]
+    pub(crate) fn drop_ref(self) -> bool {
+        // AcqRel: what other holders did to the page happens before its next owner's writes.
+        let old = self.desc().refcount.fetch_sub(1, AcqRel);
+        if old == 0 {
+            self.put_of_free_page();
+        }
+        old == 1
     }
 
     #[cold]

@@ -57,6 +57,7 @@ fn local_first_then_by_distance() {
     assert_eq!(alloc_pages_node(2, 0, Gfp::THISNODE), Err(OutOfMemory));
     let on_2 = || alloc_page(Gfp::THISNODE);
     assert_eq!(arch::host::run_on(cpu_of(2), on_2), Err(OutOfMemory));
+    assert_eq!(alloc_pages(page_alloc::MAX_ORDER + 1, Gfp::empty()), Err(OutOfMemory));
     assert_eq!(alloc_pages_node(99, 0, Gfp::empty()), Err(OutOfMemory));
     drain_and_check(free);
 }
@@ -83,8 +84,8 @@ fn exhaustion_and_return_to_the_same_count() {
         }
         assert_eq!(alloc_pages(order, Gfp::ZERO), Err(OutOfMemory));
         // Freed from every CPU in turn: most are remote.
-        for (i, p) in held.into_iter().enumerate() {
-            arch::host::run_on(i % 8, || p.put());
+        for (i, some) in held.chunks(5).enumerate() {
+            arch::host::run_on(i % 8, || page_alloc::put_pages(some));
         }
         assert_eq!(all_free(), free, "order {order}");
     }
