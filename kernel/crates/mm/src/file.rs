@@ -1,0 +1,109 @@
+//! The file side of areas: linking them into `i_mmap`, and truncation's walk over them.
+//!
+//! Truncation against lock-free faults. The file system shrinks the file and takes the pages out
+//! of the cache (each page's `mapping` becomes null), then calls [`unmap_mapping_range`]. A fault
+//! enters the page by compare-and-swap and then looks whether it is still cached:
+//!
+//! ```text
+//!   truncate:  mapping = null;  full barrier;  read entry -> zap if there
+//!   fault:     cas entry (full barrier);       read mapping -> undo if null
+//! ```
+//!
+//! Whatever the interleaving, one of them sees the other (INV-FAULT-2).
+
+use crate::MmError;
+use crate::pgtable::Pte;
+use crate::vma::VmaPtr;
+use crate::zap::{Gather, zap_range};
+use core::ptr::NonNull;
+use core::sync::atomic::{Ordering::SeqCst, fence};
+use ksync::PAGE_SHIFT;
+use rmap::{AddressSpace, Adjust, FileRmap, Filler, MapNode, Resize};
+use slab::KArc;
+
+/// First and last page of the file that `start..end` of `v` shows.
+fn pages_of(v: VmaPtr, start: usize, end: usize) -> (u64, u64) {
+    debug_assert!(start >= v.start());
+    let first = v.pgoff_of(start);
+    (first, first + ((end - start) >> PAGE_SHIFT) as u64 - 1)
+}
+
+/// Makes the area's node ready to be linked.
+#[inline]
+fn prepare(v: VmaPtr) -> NonNull<MapNode> {
+    let (first, last) = pages_of(v, v.start(), v.end());
+    v.map.set_owner(v.as_raw().cast());
+    // SAFETY: unlinked (the callers' promise), and only we know the area or hold its lock.
+    unsafe { v.map.set_range(first, last) };
+    v.map_node()
+}
+
+/// Links a new area of a file. May sleep.
+pub(crate) fn link(v: VmaPtr) {
+    let Some(file) = &v.file else { return };
+    // SAFETY: unlinked; stays in place until `unlink` (INV-VMA-1), and holds the file.
+    unsafe { file.i_mmap().insert(prepare(v)) };
+}
+
+/// Links a child's copy of `parent` right behind it (INV-FORK-1). May sleep.
+#[inline]
+pub(crate) fn link_after(parent: VmaPtr, child: VmaPtr) {
+    let Some(file) = &child.file else { return };
+    // SAFETY: as in `link`; the parent is linked while its mmap_lock is held for write.
+    unsafe { file.i_mmap().insert_after(parent.map_node(), prepare(child)) };
+}
+
+/// Unlinks an area of a file: no walker knows it any more when this returns. May sleep.
+#[inline]
+pub(crate) fn unlink(v: VmaPtr) {
+    let Some(file) = &v.file else { return };
+    // SAFETY: linked since `link` or `link_after`.
+    unsafe { file.i_mmap().remove(&[v.map_node()]) };
+}
+
+/// Runs `change`, which gives `v` the range `to` (within what it has, or longer at the end), and
+/// links `new`: all at once for walkers. May sleep.
+pub(crate) fn adjust(
+    v: VmaPtr,
+    to: (usize, usize),
+    new: Option<VmaPtr>,
+    change: impl FnOnce(),
+) {
+    let Some(file) = &v.file else { return change() };
+    let (first, last) = pages_of(v, to.0, to.1);
+    let node = v.map_node();
+    let insert = new.map(prepare);
+    let adjust = Adjust {
+        resize: &[Resize { node, first, last }],
+        insert: insert.as_slice(),
+        ..Adjust::default()
+    };
+    // SAFETY: `v` is linked, `new` is not; both as in `link`.
+    unsafe { file.i_mmap().adjust(adjust, change) };
+}
+
+/// The pages behind a shared anonymous mapping of `len` bytes.
+pub(crate) fn new_shmem(len: usize) -> Result<KArc<AddressSpace>, MmError> {
+    Ok(AddressSpace::new(Filler::Zero, len as u64, b"/dev/zero (deleted)")?)
+}
+
+/// Removes every mapping of pages `first..=last` of `file`, in all address spaces; private copies
+/// too if `even_cows` (truncation: yes; punching a hole: no).
+///
+/// Protocol: first set the size and take the pages out of the cache (`AddressSpace::truncate`),
+/// then call this. May sleep; takes `i_mmap` and, under it, page table locks.
+pub fn unmap_mapping_range(file: &AddressSpace, first: u64, last: u64, even_cows: bool) {
+    // INV-FAULT-2: between the caller's clearing of `mapping` and our reading of entries.
+    fence(SeqCst);
+    file.i_mmap().for_each_overlap(first, last, |node| {
+        let Some(v) = VmaPtr::from_raw(node.owner().cast()) else { return };
+        let from = first.max(node.first()) - node.first();
+        let to = last.min(node.last()) - node.first() + 1;
+        let start = v.start() + ((from as usize) << PAGE_SHIFT);
+        let end = v.start() + ((to as usize) << PAGE_SHIFT);
+        // SAFETY: INV-VMA-3: the mm outlives the area's membership, which `i_mmap` holds now.
+        let mm = unsafe { v.mm.as_ref() };
+        let mut gather = Gather::new(mm);
+        zap_range(&mut gather, mm, start, end, |pte: Pte| even_cows || !pte.is_anon());
+    });
+}

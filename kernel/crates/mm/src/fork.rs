@@ -1,0 +1,140 @@
+//! Fork: a copy of an address space.
+//!
+//! Problem. The copy must be cheap in proportion to what cannot be had again by a fault, and must
+//! not race with truncation: a child entry made after the walker has passed would keep a
+//! truncated page.
+//!
+//! Mechanism. One pass over the areas in order: each is copied and appended to the child's tree
+//! (no search), linked into its file right behind the parent's, and then its private pages are
+//! shared: write-protected in the parent, counted, entered in the child. File pages and the zero
+//! page are left to the child's faults. A child table is made when the first entry for it comes.
+//!
+//! Invariants
+//! - INV-FORK-1 (parent before child): a child's area is in `i_mmap` directly behind its parent's
+//!   before its entries are copied.
+//! - INV-FORK-2 (one lock): entries of an area linked in `i_mmap` are copied under the parent's
+//!   `page_table_lock`, which walkers of `i_mmap` also take. With INV-FORK-1: a walker that gets to
+//!   the parent's table first leaves nothing to copy; one that comes later finds the child's
+//!   entry when it gets to the child. Areas of no file have no walkers and need no lock.
+//! - INV-FORK-3 (flush): if any entry of the parent lost its write permission, the CPUs that run
+//!   the parent flush before `mmap_lock` is released, on errors too: a stale writable translation
+//!   would let the parent write into pages that a later fork shares without a flush of its own.
+
+use crate::file;
+use crate::mm::{Mm, MmUser};
+use crate::pgtable::{Table, for_ptes, get_l1, walk_l1};
+use crate::rss::RssKind;
+use crate::tree::MmTree;
+use crate::vma::{VmFlags, VmaMem, VmaPtr};
+use crate::{MmError, TASK_SIZE};
+use core::ptr::NonNull;
+use core::sync::atomic::{Ordering::SeqCst, fence};
+use ksync::arch;
+use page_alloc::OutOfMemory;
+
+/// What a copy has done so far.
+struct Copied {
+    /// Private pages entered in the child.
+    anon: isize,
+    /// Tables made for the child.
+    tables: usize,
+    /// Some entry of the parent lost RW.
+    narrowed: bool,
+}
+
+/// See [`MmUser::dup`].
+pub(crate) fn dup_mm(parent: &MmUser) -> Result<MmUser, MmError> {
+    let child = Mm::new()?;
+    let mut old = parent.mmap_lock().write();
+    let mut new = child.mmap_lock().write();
+    new.inherit(&old);
+    let mut copied = Copied { anon: 0, tables: 0, narrowed: false };
+    let result = dup_areas(parent, child.as_ptr(), &old, &mut new, &mut copied);
+    if copied.narrowed {
+        fence(SeqCst);
+        if !parent.cpumask().is_empty() {
+            arch::flush_tlb_range(parent.cpumask(), parent.id(), 0, TASK_SIZE);
+        }
+    }
+    child.rss().add(RssKind::Anon, copied.anon);
+    child.tables_made(copied.tables);
+    drop(new);
+    // The parent's lock is held for write without a change to its tree: nothing else to do.
+    let _: &mut MmTree = &mut old;
+    drop(old);
+    // On an error the child's last user drops here and takes away what was made.
+    result.map(|()| child)
+}
+
+fn dup_areas(
+    parent: &Mm,
+    child: NonNull<Mm>,
+    old: &MmTree,
+    new: &mut MmTree,
+    copied: &mut Copied,
+) -> Result<(), MmError> {
+    // SAFETY: the caller holds a user of the child.
+    let child_pgd = unsafe { child.as_ref() }.pgd();
+    let mut at = old.first();
+    while let Some(v) = at {
+        at = old.next(v);
+        if v.flags().contains(VmFlags::DONTCOPY) {
+            continue;
+        }
+        let copy = VmaMem::alloc()?.init(v.copy_for(child));
+        new.push_back(copy);
+        if copy.file.is_some() {
+            file::link_after(v, copy);
+        }
+        if v.has_anon() {
+            copy_range(parent, child_pgd, v, copied)?;
+        }
+    }
+    Ok(())
+}
+
+/// Shares the private pages of `v` with the child.
+fn copy_range(
+    parent: &Mm,
+    child_pgd: Table,
+    v: VmaPtr,
+    copied: &mut Copied,
+) -> Result<(), OutOfMemory> {
+    walk_l1(parent.pgd(), v.start(), v.end(), |t1, start, end| {
+        // INV-FORK-2.
+        let _lock = v.file.is_some().then(|| parent.page_table_lock().lock());
+        copy_l1(child_pgd, t1, start, end, copied)
+    })
+}
+
+#[inline(always)]
+fn copy_l1(
+    child_pgd: Table,
+    t1: Table,
+    start: usize,
+    end: usize,
+    copied: &mut Copied,
+) -> Result<(), OutOfMemory> {
+    let mut child_l1: Option<Table> = None;
+    for_ptes(t1, start, end, |slot, pte, va| {
+        if !pte.is_anon() {
+            return Ok(());
+        }
+        let to = match child_l1 {
+            Some(t) => t,
+            None => *child_l1.insert(get_l1(child_pgd, va, &mut copied.tables)?),
+        };
+        let shared = pte.wrprotect();
+        if pte.is_writable() {
+            // Nobody else changes it: faults are excluded, walkers by the lock, hardware by
+            // INV-PT-2.
+            slot.store(shared);
+            copied.narrowed = true;
+        }
+        // The child's entry owns a reference of its own (INV-PT-4).
+        shared.page().get();
+        to.slot(va >> crate::pgtable::L1_SHIFT).store(shared);
+        copied.anon += 1;
+        Ok(())
+    })
+}

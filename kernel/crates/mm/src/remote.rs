@@ -1,0 +1,129 @@
+//! Reading and writing an address space from outside.
+//!
+//! Problem: exec builds the new program's stack before anything runs on it; /proc and futexes look
+//! at memory of others. Mechanism: page by page, resolve the fault as the owner would have, hold
+//! the page, copy through the direct map, all with `mmap_lock` held for read (so no fork can make
+//! the page shared between the look and the write).
+
+use crate::fault::{FaultFlags, Stop};
+use crate::mm::Mm;
+use crate::pgtable::{L1_SHIFT, find_l1, index};
+use crate::tree::MmTree;
+use crate::{FaultError, MmError, TASK_SIZE};
+use ksync::PAGE_SIZE;
+use page_alloc::PageRef;
+use rmap::AddressSpace;
+use slab::KArc;
+
+impl From<FaultError> for MmError {
+    fn from(e: FaultError) -> Self {
+        match e {
+            FaultError::Oom => MmError::NoMemory,
+            _ => MmError::Fault,
+        }
+    }
+}
+
+/// What a futex word is called by: the same for all who share the word.
+#[derive(Clone)]
+pub enum SharedKey {
+    /// Private memory: the address space (by its id) and the address.
+    Private(u64, usize),
+    /// Shared memory: the pages, the page offset, the offset in the page.
+    Shared(KArc<AddressSpace>, u64, usize),
+}
+
+impl Mm {
+    /// Copies from user address `addr` to `to`. May sleep. On an error some bytes may have been
+    /// copied. Errors: Fault, NoMemory.
+    pub fn read_remote(&self, addr: usize, to: &mut [u8]) -> Result<(), MmError> {
+        let mut done = 0;
+        self.each_page(addr, to.len(), FaultFlags::empty(), |page, offset, n| {
+            // SAFETY: the page is held; offset + n <= PAGE_SIZE. Its user may write it meanwhile,
+            // as with any reader of user memory.
+            unsafe {
+                core::ptr::copy_nonoverlapping(
+                    page.virt().add(offset),
+                    to[done..].as_mut_ptr(),
+                    n.min(to.len() - done),
+                );
+            }
+            done += n;
+        })
+    }
+
+    /// Copies `from` to user address `addr`. May sleep. On an error some bytes may have been
+    /// copied. Errors: Fault (read-only areas too), NoMemory.
+    pub fn write_remote(&self, addr: usize, from: &[u8]) -> Result<(), MmError> {
+        let mut done = 0;
+        self.each_page(addr, from.len(), FaultFlags::WRITE, |page, offset, n| {
+            // SAFETY: as in `read_remote`; the entry was writable when it was looked up.
+            unsafe {
+                core::ptr::copy_nonoverlapping(
+                    from[done..].as_ptr(),
+                    page.virt().add(offset),
+                    n.min(from.len() - done),
+                );
+            }
+            done += n;
+        })
+    }
+
+    /// Names the word at `addr` for futexes shared between address spaces. May sleep.
+    pub fn shared_key(&self, addr: usize) -> Result<SharedKey, MmError> {
+        let tree = self.mmap_lock().read();
+        let v = tree.find_exact(addr).ok_or(MmError::Fault)?;
+        Ok(match &v.file {
+            Some(f) if v.is_shared() => {
+                SharedKey::Shared(f.clone(), v.pgoff_of(addr), addr % PAGE_SIZE)
+            }
+            _ => SharedKey::Private(self.id().0, addr),
+        })
+    }
+
+    /// Calls `f(page, offset, bytes)` for each page of the range, held and faulted in.
+    fn each_page(
+        &self,
+        addr: usize,
+        len: usize,
+        flags: FaultFlags,
+        mut f: impl FnMut(PageRef, usize, usize),
+    ) -> Result<(), MmError> {
+        let end = addr.checked_add(len).filter(|&e| e <= TASK_SIZE).ok_or(MmError::Fault)?;
+        let mut at = addr;
+        while at < end {
+            let base = at & !(PAGE_SIZE - 1);
+            let n = (base + PAGE_SIZE).min(end) - at;
+            let tree = self.mmap_lock().read();
+            match self.hold_page(&tree, base, flags) {
+                Ok(page) => {
+                    f(page, at - base, n);
+                    page.put();
+                    at += n;
+                }
+                Err(stop) => {
+                    drop(tree);
+                    self.after_stop(stop, base)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The page at `addr` with a reference, present and (for WRITE) writable.
+    fn hold_page(&self, tree: &MmTree, addr: usize, flags: FaultFlags) -> Result<PageRef, Stop> {
+        self.fault_locked(tree, addr, flags)?;
+        let slot = find_l1(self.pgd(), addr).ok_or(Stop::Retry)?.slot(index(addr, L1_SHIFT));
+        let pte = slot.load();
+        let fine = pte.is_present() && (pte.is_writable() || !flags.contains(FaultFlags::WRITE));
+        if !fine || !pte.page().try_get() {
+            return Err(Stop::Retry);
+        }
+        // The entry still names the page, so it is that page's reference we took.
+        if slot.load() != pte {
+            pte.page().put();
+            return Err(Stop::Retry);
+        }
+        Ok(pte.page())
+    }
+}

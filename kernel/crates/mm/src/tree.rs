@@ -1,0 +1,329 @@
+//! The areas of one address space, ordered by address, and the search for free room.
+//!
+//! Problem: a fault asks "which area is here?", mmap asks "where is the highest gap of n bytes?",
+//! with thousands of areas.
+//!
+//! Mechanism: an intrusive red-black tree. Each area knows where its predecessor ends, so its gap
+//! needs no walk; each node knows the greatest gap in its subtree, so the search for room descends
+//! only where there is some. The last area found is remembered.
+//!
+//! Invariants
+//! - INV-TREE-1: areas do not overlap and are ordered.
+//! - INV-TREE-2: `prev_end` is the end of the area before, 0 for the first.
+//! - INV-TREE-3: `subtree_gap` is the greatest `gap` of the subtree.
+//! - INV-TREE-4: `map_count` and `total_vm` count the areas and their pages.
+//! - INV-TREE-5: `cache` is null or an area of this tree.
+
+use crate::vma::{Vma, VmaPtr};
+use crate::{MMAP_BASE, MMAP_MIN_ADDR, STACK_LIMIT_DEFAULT};
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+use interval_tree::{Augment, RbNode, RbTree};
+
+/// Everything under `mmap_lock`.
+pub(crate) struct MmTree {
+    rb: RbTree,
+    cache: AtomicPtr<Vma>,
+    pub(crate) map_count: usize,
+    /// Pages of all areas.
+    pub(crate) total_vm: usize,
+    /// Heap: where it starts and where it ends now (not aligned).
+    pub(crate) start_brk: usize,
+    pub(crate) brk: usize,
+    /// Bytes the stack may grow to.
+    pub(crate) stack_limit: usize,
+    /// Greatest `total_vm`, in pages.
+    pub(crate) as_limit: usize,
+    /// Greatest size of the heap, in bytes.
+    pub(crate) data_limit: usize,
+    pub(crate) mmap_base: usize,
+}
+
+/// Keeps `subtree_gap`.
+pub(crate) struct MaxGap;
+
+#[inline(always)]
+unsafe fn of<'a>(n: NonNull<RbNode>) -> &'a Vma {
+    // SAFETY: every node of an MmTree is the first field of a live area (INV-VMA-1).
+    unsafe { n.cast::<Vma>().as_ref() }
+}
+
+#[inline(always)]
+fn gap(v: &Vma) -> usize {
+    v.guarded_start().saturating_sub(v.prev_end.get())
+}
+
+// SAFETY: reads nodes and children, writes only `subtree_gap`.
+unsafe impl Augment for MaxGap {
+    #[inline(always)]
+    unsafe fn update(node: NonNull<RbNode>) -> bool {
+        // SAFETY: nodes of this tree are areas.
+        unsafe {
+            let v = of(node);
+            let mut max = gap(v);
+            if let Some(c) = v.rb.left() {
+                max = max.max(of(c).subtree_gap.get());
+            }
+            if let Some(c) = v.rb.right() {
+                max = max.max(of(c).subtree_gap.get());
+            }
+            v.subtree_gap.replace(max) != max
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn copy(from: NonNull<RbNode>, to: NonNull<RbNode>) {
+        // SAFETY: as in `update`.
+        unsafe { of(to).subtree_gap.set(of(from).subtree_gap.get()) };
+    }
+}
+
+impl MmTree {
+    pub(crate) const fn new() -> Self {
+        MmTree {
+            rb: RbTree::new(),
+            cache: AtomicPtr::new(null_mut()),
+            map_count: 0,
+            total_vm: 0,
+            start_brk: 0,
+            brk: 0,
+            stack_limit: STACK_LIMIT_DEFAULT,
+            as_limit: usize::MAX,
+            data_limit: usize::MAX,
+            mmap_base: MMAP_BASE,
+        }
+    }
+
+    /// Takes limits and bounds, not areas, from the parent.
+    pub(crate) fn inherit(&mut self, parent: &MmTree) {
+        self.start_brk = parent.start_brk;
+        self.brk = parent.brk;
+        self.stack_limit = parent.stack_limit;
+        self.as_limit = parent.as_limit;
+        self.data_limit = parent.data_limit;
+        self.mmap_base = parent.mmap_base;
+    }
+
+    /// The first area that ends after `addr` (which may start after it too).
+    #[inline]
+    pub(crate) fn find(&self, addr: usize) -> Option<VmaPtr> {
+        if let Some(v) = VmaPtr::from_raw(self.cache.load(Relaxed))
+            && v.start() <= addr
+            && addr < v.end()
+        {
+            return Some(v);
+        }
+        self.find_slow(addr)
+    }
+
+    fn find_slow(&self, addr: usize) -> Option<VmaPtr> {
+        // SAFETY: nodes of this tree are areas, and the lock is held for `&self` to exist.
+        let found = unsafe {
+            VmaPtr::from_rb(self.rb.lower_bound(|n| of(n).end() <= addr)?)
+        };
+        if found.start() <= addr {
+            self.cache.store(found.as_raw(), Relaxed);
+        }
+        Some(found)
+    }
+
+    /// The area that contains `addr`.
+    #[inline]
+    pub(crate) fn find_exact(&self, addr: usize) -> Option<VmaPtr> {
+        self.find(addr).filter(|v| v.start() <= addr)
+    }
+
+    /// Whether any area lies in part in `start..end`.
+    pub(crate) fn overlaps(&self, start: usize, end: usize) -> bool {
+        self.find(start).is_some_and(|v| v.start() < end)
+    }
+
+    pub(crate) fn first(&self) -> Option<VmaPtr> {
+        // SAFETY: a node of this tree.
+        self.rb.first().map(|n| unsafe { VmaPtr::from_rb(n) })
+    }
+
+    pub(crate) fn last(&self) -> Option<VmaPtr> {
+        // SAFETY: a node of this tree.
+        self.rb.last().map(|n| unsafe { VmaPtr::from_rb(n) })
+    }
+
+    /// The area after `v` of this tree.
+    #[inline]
+    pub(crate) fn next(&self, v: VmaPtr) -> Option<VmaPtr> {
+        // SAFETY: `v` is in this tree, whose lock is held.
+        unsafe { RbTree::next(v.rb()).map(|n| VmaPtr::from_rb(n)) }
+    }
+
+    /// The area before `v` of this tree.
+    pub(crate) fn prev(&self, v: VmaPtr) -> Option<VmaPtr> {
+        // SAFETY: `v` is in this tree, whose lock is held.
+        unsafe { RbTree::prev(v.rb()).map(|n| VmaPtr::from_rb(n)) }
+    }
+
+    /// The last area that starts before `addr`.
+    pub(crate) fn find_before(&self, addr: usize) -> Option<VmaPtr> {
+        match self.find(addr) {
+            Some(v) if v.start() < addr => Some(v),
+            Some(v) => self.prev(v),
+            None => self.last(),
+        }
+    }
+
+    /// Links an area that overlaps none.
+    pub(crate) fn insert(&mut self, v: VmaPtr) {
+        let (mut prev_end, mut next) = (0, None);
+        let start = v.start();
+        let pos = self.rb.insert_pos(|n| {
+            // SAFETY: a node of this tree.
+            let at = unsafe { VmaPtr::from_rb(n) };
+            let before = at.start() < start;
+            if before {
+                prev_end = at.end();
+            } else {
+                next = Some(at);
+            }
+            before
+        });
+        debug_assert!(prev_end <= start && next.is_none_or(|n| v.end() <= n.start()), "INV-TREE-1");
+        v.prev_end.set(prev_end);
+        if let Some(n) = next {
+            n.prev_end.set(v.end());
+        }
+        // SAFETY: `v` is live and in no tree, `pos` is fresh, all nodes use MaxGap.
+        unsafe {
+            self.rb.insert_at::<MaxGap>(v.rb(), pos);
+            if let Some(n) = next {
+                self.rb.update_path::<MaxGap>(n.rb());
+            }
+        }
+        self.map_count += 1;
+        self.total_vm += v.pages();
+    }
+
+    /// Links an area that lies after all others.
+    #[inline]
+    pub(crate) fn push_back(&mut self, v: VmaPtr) {
+        let prev_end = self.last().map_or(0, |l| l.end());
+        debug_assert!(prev_end <= v.start(), "INV-TREE-1");
+        v.prev_end.set(prev_end);
+        // SAFETY: as in `insert`.
+        unsafe { self.rb.push_back::<MaxGap>(v.rb()) };
+        self.map_count += 1;
+        self.total_vm += v.pages();
+    }
+
+    /// Unlinks an area.
+    pub(crate) fn erase(&mut self, v: VmaPtr) {
+        self.forget_cached(v);
+        let next = self.next(v);
+        if let Some(n) = next {
+            n.prev_end.set(v.prev_end.get());
+        }
+        // SAFETY: `v` and `next` are in this tree, all nodes use MaxGap.
+        unsafe {
+            self.rb.erase::<MaxGap>(v.rb());
+            if let Some(n) = next {
+                self.rb.update_path::<MaxGap>(n.rb());
+            }
+        }
+        self.map_count -= 1;
+        self.total_vm -= v.pages();
+    }
+
+    /// Gives an area other bounds, within the free room around it.
+    pub(crate) fn set_range(&mut self, v: VmaPtr, start: usize, end: usize) {
+        debug_assert!(start < end && v.prev_end.get() <= start);
+        self.total_vm = self.total_vm + ((end - start) >> ksync::PAGE_SHIFT) - v.pages();
+        let old_end = v.end.replace(end);
+        v.start.set(start);
+        // SAFETY: `v` and its successor are in this tree, all nodes use MaxGap.
+        unsafe {
+            self.rb.update_path::<MaxGap>(v.rb());
+            if old_end != end
+                && let Some(n) = self.next(v)
+            {
+                debug_assert!(end <= n.start(), "INV-TREE-1");
+                n.prev_end.set(end);
+                self.rb.update_path::<MaxGap>(n.rb());
+            }
+        }
+    }
+
+    /// Forgets all areas at once (exit); the caller frees them.
+    pub(crate) fn clear(&mut self) {
+        self.rb = RbTree::new();
+        self.cache.store(null_mut(), Relaxed);
+        self.map_count = 0;
+        self.total_vm = 0;
+    }
+
+    fn forget_cached(&mut self, v: VmaPtr) {
+        if *self.cache.get_mut() == v.as_raw() {
+            *self.cache.get_mut() = null_mut();
+        }
+    }
+
+    /// The highest free room of `len` bytes within `low..high`: O(log n).
+    pub(crate) fn find_gap(&self, len: usize, low: usize, high: usize) -> Option<usize> {
+        if len == 0 || high.checked_sub(low)? < len {
+            return None;
+        }
+        let above = self.last().map_or(0, |l| l.end());
+        if above <= high - len {
+            return (high - len >= low).then_some(high - len);
+        }
+        gap_in(self.rb.root()?, len, low, high)
+    }
+
+    /// Checks INV-TREE-1..5 and INV-VMA-4; panics on a violation. O(n), for tests.
+    pub(crate) fn check_invariants(&self) {
+        assert_eq!(self.rb.check_invariants(), self.map_count, "INV-TREE-4");
+        let (mut at, mut prev_end, mut pages, mut cached) = (self.first(), 0, 0, false);
+        while let Some(v) = at {
+            assert!(v.start() < v.end() && (v.start() | v.end()) % ksync::PAGE_SIZE == 0);
+            assert!(v.start() >= MMAP_MIN_ADDR && v.end() <= crate::TASK_SIZE, "INV-VMA-4");
+            assert!(prev_end <= v.start(), "INV-TREE-1");
+            assert_eq!(v.prev_end.get(), prev_end, "INV-TREE-2");
+            let below = [v.rb.left(), v.rb.right()]
+                .into_iter()
+                .flatten()
+                // SAFETY: nodes of this tree.
+                .map(|c| unsafe { of(c) }.subtree_gap.get())
+                .fold(gap(&v), usize::max);
+            assert_eq!(v.subtree_gap.get(), below, "INV-TREE-3");
+            prev_end = v.end();
+            pages += v.pages();
+            cached |= self.cache.load(Relaxed) == v.as_raw();
+            at = self.next(v);
+        }
+        assert_eq!(pages, self.total_vm, "INV-TREE-4");
+        assert!(cached || self.cache.load(Relaxed).is_null(), "INV-TREE-5");
+    }
+}
+
+/// The highest room of `len` bytes in `low..high` before some area of the subtree at `n`. The depth
+/// is at most twice the logarithm of MAX_MAP_COUNT: 34.
+fn gap_in(n: NonNull<RbNode>, len: usize, low: usize, high: usize) -> Option<usize> {
+    // SAFETY: nodes of a tree whose lock the caller holds.
+    let v = unsafe { of(n) };
+    if v.subtree_gap.get() < len {
+        return None;
+    }
+    let (from, to) = (v.prev_end.get().max(low), v.guarded_start().min(high));
+    // Gaps to the right start at or after this area's end.
+    if v.end() <= high - len
+        && let Some(right) = v.rb.right()
+        && let Some(found) = gap_in(right, len, low, high)
+    {
+        return Some(found);
+    }
+    if to >= from && to - from >= len {
+        return Some(to - len);
+    }
+    // Gaps to the left end at or before this area's start.
+    if v.start() < low + len {
+        return None;
+    }
+    gap_in(v.rb.left()?, len, low, high)
+}
