@@ -1,0 +1,106 @@
+//! Taking, returning and finding numbers: what is the same for every map.
+
+use crate::map::{PidMaps, Plan};
+use crate::namespace::PidNamespace;
+use crate::object::{Numbers, Pid};
+use crate::{MAX_NUMBERS, Member, PidError};
+use slab::{KArc, KArcUninit};
+
+/// A new pid in `ns` and its ancestors, visible when this returns. May not be called with spinlocks
+/// held. The caller attaches tasks, or returns it with [`free_pid`].
+#[inline]
+pub fn alloc_pid<T: Member>(ns: &KArc<PidNamespace<T>>) -> Result<KArc<Pid<T>>, PidError> {
+    // Few levels, small frames: the arrays below are as long as the class needs.
+    match ns.level() {
+        0 => alloc_at::<T, 1>(ns, &[]),
+        1..=3 => alloc_at::<T, 4>(ns, &[]),
+        _ => alloc_at::<T, MAX_NUMBERS>(ns, &[]),
+    }
+}
+
+/// [`alloc_pid`] with chosen numbers, as clone3's set_tid: `tids[0]` for `ns` itself, `tids[1]` for
+/// its parent and so on; levels beyond choose by themselves. `capable` says whether the caller may
+/// choose in a namespace.
+#[cold]
+pub fn alloc_pid_with<T: Member>(
+    ns: &KArc<PidNamespace<T>>,
+    tids: &[i32],
+    capable: impl Fn(&PidNamespace<T>) -> bool,
+) -> Result<KArc<Pid<T>>, PidError> {
+    if tids.len() > ns.level() as usize + 1 {
+        return Err(PidError::Invalid);
+    }
+    let pid = KArc::try_uninit()?;
+    let numbers = Numbers::new(ns.level())?;
+    let limits: [u32; MAX_NUMBERS] = snapshot(ns);
+    let mut chosen = [0; MAX_NUMBERS];
+    for (i, (&tid, ns)) in tids.iter().zip(ns.chain()).enumerate() {
+        chosen[i] = u32::try_from(tid).unwrap_or(0);
+        if chosen[i] == 0 || chosen[i] >= limits[i] {
+            return Err(PidError::Invalid);
+        }
+        if !capable(ns) {
+            return Err(PidError::Perm);
+        }
+    }
+    finish(ns, pid, numbers, &limits, &chosen[..tids.len()])
+}
+
+#[inline(always)]
+fn alloc_at<T: Member, const N: usize>(
+    ns: &KArc<PidNamespace<T>>,
+    tids: &[u32],
+) -> Result<KArc<Pid<T>>, PidError> {
+    let pid = KArc::try_uninit()?;
+    let numbers = Numbers::new(ns.level())?;
+    finish(ns, pid, numbers, &snapshot::<T, N>(ns), tids)
+}
+
+/// One look at every level's `pid_max`.
+#[inline(always)]
+fn snapshot<T: Member, const N: usize>(ns: &PidNamespace<T>) -> [u32; N] {
+    let mut limits = [0; N];
+    for (limit, ns) in limits.iter_mut().zip(ns.chain()) {
+        *limit = ns.pid_max();
+    }
+    limits
+}
+
+#[inline(always)]
+fn finish<T: Member, const N: usize>(
+    ns: &KArc<PidNamespace<T>>,
+    pid: KArcUninit<Pid<T>>,
+    numbers: Numbers,
+    limits: &[u32; N],
+    tids: &[u32],
+) -> Result<KArc<Pid<T>>, PidError> {
+    let pid = pid.write(Pid::new(ns.clone(), numbers));
+    PidMaps::alloc(&Plan {
+        pid: &pid,
+        ns,
+        limits,
+        tids,
+    })?;
+    Ok(pid)
+}
+
+/// Takes the pid out of sight at every level; its numbers are free when this returns. The object goes
+/// with its last reference, a grace period later. Call it when [`Pid::detach`] says so, or for a
+/// pid that got no task. A second call does nothing. Not from hard IRQs.
+#[inline]
+pub fn free_pid<T: Member>(pid: &KArc<Pid<T>>) {
+    debug_assert!(!pid.is_used(), "INV-PID-5");
+    PidMaps::free(pid);
+}
+
+/// The pid that `nr` names in `ns`. Lockless, any context but hard IRQ.
+#[inline]
+pub fn find_pid_ns<T: Member>(nr: u32, ns: &PidNamespace<T>) -> Option<KArc<Pid<T>>> {
+    ns.map().find(nr)
+}
+
+/// The first pid of `ns` at or above `nr`, with its number there: for listing. Lockless.
+#[inline]
+pub fn find_ge_pid<T: Member>(nr: u32, ns: &PidNamespace<T>) -> Option<(u32, KArc<Pid<T>>)> {
+    ns.map().find_ge(nr)
+}

@@ -1,0 +1,210 @@
+//! The `idr` map: a radix tree per namespace, one lock for all. Linux's of today.
+//!
+//! Mechanism. `pidmap_lock` is taken once per allocation and once per free, whatever the depth. Under
+//! it: reserve a number at each level from the leaf up, check that no level is stopped, show the
+//! pid at each level. Tree nodes are allocated before the lock when the cursor says that one is
+//! due (every 64th number); if the guess was wrong the lock is dropped, nodes are allocated, and
+//! that level is tried once more. Look-ups are lockless.
+//!
+//! Numbers rise cyclically: one is reused only after all others up to `pid_max` had their turn.
+//!
+//! Lock order: `pidmap_lock` is a leaf, except for the wait queue of a namespace that drains.
+
+use crate::map::{PidMap, PidMaps, Plan};
+use crate::namespace::{PIDNS_ADDING, PidNamespace};
+use crate::object::Pid;
+use crate::{Member, PidError};
+use core::sync::atomic::Ordering::*;
+use ksync::lock_class;
+use slab::{AllocError, KArc};
+use xarray::{AllocRange, Idr, IdrError, IdrGuard, IdrLock, Preload, Reserved};
+
+/// On a cache line of its own: every clone and exit writes it.
+#[repr(align(64))]
+struct Padded(IdrLock);
+
+static PIDMAP_LOCK: Padded = Padded(IdrLock::new(lock_class!("pidmap_lock")));
+
+/// The numbers of one namespace.
+pub struct IdrMap<T: Member> {
+    idr: Idr<Pid<T>>,
+}
+
+/// What one allocation carries along: the lock, which may be dropped for a while, and spare nodes.
+struct Hold {
+    guard: IdrGuard<'static>,
+    spare: Preload,
+}
+
+impl Hold {
+    /// Drops the lock, gets `nr` spare nodes, takes the lock again.
+    #[cold]
+    fn refill(self, nr: usize) -> (Self, Result<(), AllocError>) {
+        let Hold { guard, mut spare } = self;
+        drop(guard);
+        let filled = spare.fill(nr);
+        let guard = PIDMAP_LOCK.0.lock();
+        (Hold { guard, spare }, filled)
+    }
+}
+
+type Taken<'a, T> = Reserved<'a, Pid<T>>;
+
+/// Takes the number of one level.
+#[inline(always)]
+fn reserve<'a, T: Member, const N: usize>(
+    plan: &Plan<'a, T, N>,
+    at: usize,
+    ns: &'a PidNamespace<T>,
+    hold: &mut Hold,
+) -> Result<Taken<'a, T>, IdrError> {
+    let idr = &IdrMap::of(ns).idr;
+    match plan.tids.get(at) {
+        Some(&tid) => idr.reserve_at(&mut hold.guard, tid, &mut hold.spare),
+        None => {
+            let min = Plan::<T, N>::automatic_min(idr.cursor());
+            let range = AllocRange {
+                min,
+                max: plan.limits[at] - 1,
+            };
+            idr.reserve_cyclic(&mut hold.guard, range, &mut hold.spare)
+        }
+    }
+}
+
+/// Takes the numbers of all levels, leaf first. Those in `taken` are the caller's, also on error.
+#[inline(always)]
+fn reserve_all<'a, T: Member, const N: usize>(
+    plan: &Plan<'a, T, N>,
+    mut hold: Hold,
+    taken: &mut [Option<Taken<'a, T>>; N],
+) -> (Hold, Result<(), PidError>) {
+    for (at, ns) in plan.ns.chain().enumerate() {
+        let mut got = reserve(plan, at, ns, &mut hold);
+        if let Err(IdrError::NeedNodes(nr)) = got {
+            let filled;
+            (hold, filled) = hold.refill(nr);
+            if filled.is_err() {
+                return (hold, Err(PidError::NoMemory));
+            }
+            got = reserve(plan, at, ns, &mut hold);
+        }
+        let reserved = match got {
+            Ok(reserved) => reserved,
+            Err(IdrError::Exists) => return (hold, Err(PidError::Exists)),
+            Err(IdrError::Full) => return (hold, Err(PidError::Exhausted)),
+            Err(IdrError::NeedNodes(_)) => return (hold, Err(PidError::NoMemory)),
+        };
+        let nr = reserved.id();
+        taken[at] = Some(reserved);
+        plan.pid.set_nr(ns.level(), nr);
+        if let Err(e) = Plan::<T, N>::check_first(ns, nr) {
+            return (hold, Err(e));
+        }
+    }
+    // Last, so that the other errors have precedence.
+    let open = plan.ns.chain().all(|ns| ns.is_adding());
+    (
+        hold,
+        if open {
+            Ok(())
+        } else {
+            Err(PidError::NoMemory)
+        },
+    )
+}
+
+impl<T: Member> PidMap<T> for IdrMap<T> {
+    const NAME: &'static str = "idr";
+
+    fn new() -> Result<Self, AllocError> {
+        Ok(IdrMap {
+            idr: Idr::new(&PIDMAP_LOCK.0),
+        })
+    }
+
+    #[inline(always)]
+    fn of(ns: &PidNamespace<T>) -> &Self {
+        match ns.map() {
+            PidMaps::Idr(map) => map,
+        }
+    }
+
+    #[inline]
+    fn alloc<const N: usize>(plan: &Plan<'_, T, N>) -> Result<(), PidError> {
+        let mut spare = Preload::new();
+        let leaf = &Self::of(plan.ns).idr;
+        let hint = leaf.spare_hint(AllocRange { min: 1, max: 0 });
+        if hint != 0 {
+            // A failure shows under the lock, if the nodes are needed at all.
+            let _ = spare.fill(hint);
+        }
+        let mut hold = Hold {
+            guard: PIDMAP_LOCK.0.lock(),
+            spare,
+        };
+        if plan.ns.pid_allocated.load(Relaxed) == PIDNS_ADDING {
+            // An init that failed on its way may be tried again, and still be 1.
+            leaf.set_cursor(&mut hold.guard, 0);
+        }
+        let mut taken = [const { None }; N];
+        let (mut hold, result) = reserve_all(plan, hold, &mut taken);
+        for (reserved, ns) in taken.into_iter().zip(plan.ns.chain()) {
+            let Some(reserved) = reserved else { break };
+            if result.is_ok() {
+                reserved.publish(&mut hold.guard, plan.pid.clone());
+                let n = &ns.pid_allocated;
+                n.store(n.load(Relaxed) + 1, Relaxed);
+            } else {
+                reserved.cancel(&mut hold.guard);
+            }
+        }
+        let Hold { guard, spare } = hold;
+        drop(guard);
+        drop(spare);
+        result
+    }
+
+    #[inline]
+    fn free(pid: &KArc<Pid<T>>) {
+        let mut guard = PIDMAP_LOCK.0.lock();
+        if !pid.mark_freed() {
+            return;
+        }
+        for ns in pid.ns().chain() {
+            // Not the last reference: the caller has one.
+            let removed = Self::of(ns).idr.remove(&mut guard, pid.nr_at(ns.level()));
+            debug_assert!(removed.is_some_and(|p| KArc::ptr_eq(&p, pid)), "INV-PID-2");
+            let n = ns.pid_allocated.load(Relaxed) - 1;
+            ns.pid_allocated.store(n, Release);
+            ns.note_freed(n);
+        }
+    }
+
+    #[inline]
+    fn find(&self, nr: u32) -> Option<KArc<Pid<T>>> {
+        self.idr.get(nr)
+    }
+
+    fn find_ge(&self, nr: u32) -> Option<(u32, KArc<Pid<T>>)> {
+        self.idr.next(nr)
+    }
+
+    fn disable(&self, ns: &PidNamespace<T>) {
+        let _guard = PIDMAP_LOCK.0.lock();
+        let n = &ns.pid_allocated;
+        n.store(n.load(Relaxed) & !PIDNS_ADDING, Release);
+    }
+
+    fn check_invariants(&self, ns: &PidNamespace<T>) {
+        let mut guard = PIDMAP_LOCK.0.lock();
+        let (taken, _) = self.idr.check_invariants(&mut guard);
+        assert_eq!(taken, ns.nr_pids() as usize, "INV-PID-4");
+        drop(guard);
+        let mut at = 0;
+        while let Some((nr, pid)) = self.idr.next(at) {
+            assert_eq!(pid.nr_at(ns.level()), nr, "INV-PID-3");
+            at = nr + 1;
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! `Pid<T>`: the object behind a process's numbers, and the tasks that use it.
+//!
+//! Problem. Signals, wait and /proc start from a number and need tasks; a number may serve at once as
+//! a thread's id, a process's, a group's and a session's, and must stay reserved until the last of
+//! these uses is gone.
+//!
+//! Mechanism. Numbers of the first four levels are inline, so that common pids need one
+//! allocation; deeper ones have a box. Which namespace a number belongs to need not be stored: it
+//! is the leaf's ancestor at that level, and the Pid keeps the leaf. At most one task uses a pid
+//! as PID and one as TGID: two slots; groups and sessions are lists through the task's links.
+//!
+//! Lock order: `pid_lists` is a leaf; `visit`ors run under it and may take locks that nest inside.
+//!
+//! Invariants: INV-PID-3, INV-PID-5, and
+//! - INV-PID-7 (no return): once the last member has left, nobody joins.
+
+use crate::namespace::PidNamespace;
+use crate::{MAX_NUMBERS, Member};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use ksync::{SpinLock, lock_class};
+use slab::{AllocError, KArc, KBox, List};
+
+/// What a task uses a pid as.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum PidType {
+    /// A thread's id.
+    Pid,
+    /// A process's id: that of its leading thread.
+    Tgid,
+    /// A process group's.
+    Pgid,
+    /// A session's.
+    Sid,
+}
+
+/// Link slot of tasks for process groups.
+pub const PGID_SLOT: usize = 0;
+/// Link slot of tasks for sessions.
+pub const SID_SLOT: usize = 1;
+
+/// Levels whose numbers are inline.
+const INLINE: usize = 4;
+/// Numbers beyond [`INLINE`].
+type Deep = [AtomicU32; MAX_NUMBERS - INLINE];
+
+/// Why a task could not join.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum AttachError {
+    /// The last user has left: the number is being freed (ESRCH).
+    Dead,
+    /// The task is in a group or session already, or another task is PID or TGID. A caller's bug.
+    Busy,
+}
+
+/// The object behind a number in a namespace and in its ancestors.
+pub struct Pid<T: Member> {
+    /// The leaf; keeps its ancestors.
+    ns: KArc<PidNamespace<T>>,
+    /// `numbers[i]`: the number at level i. Written before the pid is visible (INV-PID-3).
+    inline: [AtomicU32; INLINE],
+    deep: Option<KBox<Deep>>,
+    /// Set by the first `free`. Written under the map's lock.
+    freed: AtomicBool,
+    lists: SpinLock<Users<T>>,
+}
+
+slab::object!(impl[T: Member] Pid<T>, links = 0, rcu);
+
+/// Who uses a pid. Each entry owns a reference to the task.
+struct Users<T: Member> {
+    pid: Option<KArc<T>>,
+    tgid: Option<KArc<T>>,
+    pgid: List<T, PGID_SLOT>,
+    sid: List<T, SID_SLOT>,
+    /// INV-PID-7.
+    dead: bool,
+}
+
+/// Room for the numbers of a new pid.
+pub(crate) struct Numbers(Option<KBox<Deep>>);
+
+impl Numbers {
+    /// Room for `level + 1` numbers.
+    #[inline(always)]
+    pub fn new(level: u32) -> Result<Self, AllocError> {
+        if (level as usize) < INLINE {
+            return Ok(Numbers(None));
+        }
+        Ok(Numbers(Some(KBox::new(
+            [const { AtomicU32::new(0) }; MAX_NUMBERS - INLINE],
+        )?)))
+    }
+}
+
+impl<T: Member> Pid<T> {
+    #[inline(always)]
+    pub(crate) fn new(ns: KArc<PidNamespace<T>>, numbers: Numbers) -> Self {
+        Pid {
+            ns,
+            inline: [const { AtomicU32::new(0) }; INLINE],
+            deep: numbers.0,
+            freed: AtomicBool::new(false),
+            lists: SpinLock::new(
+                Users {
+                    pid: None,
+                    tgid: None,
+                    pgid: List::new(),
+                    sid: List::new(),
+                    dead: false,
+                },
+                lock_class!("pid_lists"),
+            ),
+        }
+    }
+
+    /// The namespace the pid was made in.
+    #[inline(always)]
+    pub fn ns(&self) -> &KArc<PidNamespace<T>> {
+        &self.ns
+    }
+
+    /// The depth of that namespace.
+    #[inline(always)]
+    pub fn level(&self) -> u32 {
+        self.ns.level()
+    }
+
+    #[inline(always)]
+    fn number(&self, level: u32) -> &AtomicU32 {
+        let level = level as usize;
+        if level < INLINE {
+            return &self.inline[level];
+        }
+        &self.deep.as_ref().expect("as deep as its namespace")[level - INLINE]
+    }
+
+    /// The number at `level`, at most the pid's own.
+    #[inline(always)]
+    pub fn nr_at(&self, level: u32) -> u32 {
+        self.number(level).load(Relaxed)
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_nr(&self, level: u32, nr: u32) {
+        self.number(level).store(nr, Relaxed);
+    }
+
+    /// The number in the root namespace.
+    #[inline(always)]
+    pub fn nr(&self) -> u32 {
+        self.inline[0].load(Relaxed)
+    }
+
+    /// The number in the pid's own namespace.
+    #[inline(always)]
+    pub fn vnr(&self) -> u32 {
+        self.nr_at(self.level())
+    }
+
+    /// Whether this is the first process of its namespace.
+    #[inline]
+    pub fn is_child_reaper(&self) -> bool {
+        self.vnr() == 1
+    }
+
+    /// True for the first caller only. Context: the map's lock held.
+    #[inline]
+    pub(crate) fn mark_freed(&self) -> bool {
+        !self.freed.load(Relaxed) && {
+            self.freed.store(true, Relaxed);
+            true
+        }
+    }
+
+    /// Whether `free_pid` has been called.
+    pub fn is_freed(&self) -> bool {
+        self.freed.load(Relaxed)
+    }
+
+    // --- users ---------------------------------------------------------------------------------
+
+    /// Makes `task` a user. Context: any but hard IRQ, spinlocks of outer order may be held.
+    #[inline]
+    pub fn attach(&self, kind: PidType, task: KArc<T>) -> Result<(), AttachError> {
+        let mut users = self.lists.lock();
+        if users.dead {
+            return Err(AttachError::Dead);
+        }
+        let slot = match kind {
+            PidType::Pid => &mut users.pid,
+            PidType::Tgid => &mut users.tgid,
+            PidType::Pgid => return users.pgid.push_back(task).map_err(|_| AttachError::Busy),
+            PidType::Sid => return users.sid.push_back(task).map_err(|_| AttachError::Busy),
+        };
+        if slot.is_some() {
+            return Err(AttachError::Busy);
+        }
+        *slot = Some(task);
+        Ok(())
+    }
+
+    /// Ends `task`'s use of the pid. True if it was the last use of any kind: nobody can attach any
+    /// more, and the caller calls [`free_pid`](crate::free_pid). Not a user: nothing, false.
+    #[inline]
+    #[must_use = "the last one out frees the pid"]
+    pub fn detach(&self, kind: PidType, task: &KArc<T>) -> bool {
+        let mut users = self.lists.lock();
+        let is_task = |slot: &mut KArc<T>| KArc::ptr_eq(slot, task);
+        let gone = match kind {
+            PidType::Pid => users.pid.take_if(is_task),
+            PidType::Tgid => users.tgid.take_if(is_task),
+            PidType::Pgid => users.pgid.remove(task),
+            PidType::Sid => users.sid.remove(task),
+        };
+        if gone.is_none() || !users.is_empty() {
+            return false;
+        }
+        users.dead = true;
+        true
+        // `gone` is dropped here, and is not the last reference: the caller holds one.
+    }
+
+    /// Puts `new` where `old` was (exec by a thread that is not the leader). False: `old` is no user.
+    pub fn replace(&self, kind: PidType, old: &KArc<T>, new: KArc<T>) -> bool {
+        let mut users = self.lists.lock();
+        let slot = match kind {
+            PidType::Pid => &mut users.pid,
+            PidType::Tgid => &mut users.tgid,
+            PidType::Pgid => {
+                return users.pgid.insert_before(old, new).is_ok()
+                    && users.pgid.remove(old).is_some();
+            }
+            PidType::Sid => {
+                return users.sid.insert_before(old, new).is_ok()
+                    && users.sid.remove(old).is_some();
+            }
+        };
+        match slot {
+            Some(task) if KArc::ptr_eq(task, old) => {
+                *task = new;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The (first) task that uses the pid as `kind`.
+    #[inline]
+    pub fn task(&self, kind: PidType) -> Option<KArc<T>> {
+        let users = self.lists.lock();
+        match kind {
+            PidType::Pid => users.pid.clone(),
+            PidType::Tgid => users.tgid.clone(),
+            PidType::Pgid => users.pgid.front().cloned(),
+            PidType::Sid => users.sid.front().cloned(),
+        }
+    }
+
+    /// Whether some task uses the pid as `kind`.
+    #[inline]
+    pub fn has_task(&self, kind: PidType) -> bool {
+        let users = self.lists.lock();
+        match kind {
+            PidType::Pid => users.pid.is_some(),
+            PidType::Tgid => users.tgid.is_some(),
+            PidType::Pgid => !users.pgid.is_empty(),
+            PidType::Sid => !users.sid.is_empty(),
+        }
+    }
+
+    /// Whether some task uses the pid as anything.
+    #[inline]
+    pub fn is_used(&self) -> bool {
+        !self.lists.lock().is_empty()
+    }
+
+    /// Calls `visit` for each task that uses the pid as `kind`, until it says stop (false). It runs
+    /// under the pid's lock: it may not sleep, nor attach or detach here.
+    pub fn for_each_task(&self, kind: PidType, mut visit: impl FnMut(&KArc<T>) -> bool) {
+        let users = self.lists.lock();
+        match kind {
+            PidType::Pid => users.pid.iter().all(visit),
+            PidType::Tgid => users.tgid.iter().all(visit),
+            PidType::Pgid => users.pgid.iter().all(&mut visit),
+            PidType::Sid => users.sid.iter().all(&mut visit),
+        };
+    }
+}
+
+impl<T: Member> Users<T> {
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.pid.is_none() && self.tgid.is_none() && self.pgid.is_empty() && self.sid.is_empty()
+    }
+}
+
+/// The number of `pid` as seen from `ns`, 0 if it is not visible there. Any context.
+#[inline]
+pub fn pid_nr_ns<T: Member>(pid: &Pid<T>, ns: &KArc<PidNamespace<T>>) -> u32 {
+    let level = ns.level();
+    match pid.ns.ancestor(level) {
+        Some(own) if KArc::ptr_eq(own, ns) => pid.nr_at(level),
+        _ => 0,
+    }
+}
