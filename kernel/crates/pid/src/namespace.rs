@@ -10,7 +10,8 @@
 //! - INV-PID-8 (one kind): a namespace and its parent have the same kind of map.
 
 use crate::map::{PidMapKind, PidMaps};
-use crate::{MAX_PID_NS_LEVEL, Member, PID_MAX_DEFAULT, PID_MAX_LIMIT, PidMap, RESERVED_PIDS};
+use crate::{MAX_PID_NS_LEVEL, Member, PID_MAX_DEFAULT, PID_MAX_LIMIT, RESERVED_PIDS};
+use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 use ksync::{SpinLock, WaitQueue, arch, lock_class};
 use slab::{AllocError, KArc};
@@ -111,15 +112,10 @@ impl<T: Member> PidNamespace<T> {
 
     /// The ancestor (or self) at `level`; None if that is deeper than this.
     #[inline]
-    pub fn ancestor(self: &KArc<Self>, level: u32) -> Option<&KArc<Self>> {
-        let mut ns = self;
-        if level > ns.level {
-            return None;
-        }
-        while ns.level != level {
-            ns = ns.parent.as_ref()?;
-        }
-        Some(ns)
+    pub fn ancestor(&self, level: u32) -> Option<&Self> {
+        self.chain()
+            .find(|ns| ns.level <= level)
+            .filter(|ns| ns.level == level)
     }
 
     /// This namespace and its ancestors, leaf first.
@@ -129,9 +125,9 @@ impl<T: Member> PidNamespace<T> {
     }
 
     /// Whether `self` is `other` or below it.
-    pub fn is_inside(self: &KArc<Self>, other: &KArc<Self>) -> bool {
+    pub fn is_inside(&self, other: &Self) -> bool {
         self.ancestor(other.level)
-            .is_some_and(|ns| KArc::ptr_eq(ns, other))
+            .is_some_and(|ns| ptr::eq(ns, other))
     }
 
     // --- limits --------------------------------------------------------------------------------

@@ -296,10 +296,10 @@ impl<T: Member> Users<T> {
 
 /// The number of `pid` as seen from `ns`, 0 if it is not visible there. Any context.
 #[inline]
-pub fn pid_nr_ns<T: Member>(pid: &Pid<T>, ns: &KArc<PidNamespace<T>>) -> u32 {
+pub fn pid_nr_ns<T: Member>(pid: &Pid<T>, ns: &PidNamespace<T>) -> u32 {
     let level = ns.level();
     match pid.ns.ancestor(level) {
-        Some(own) if KArc::ptr_eq(own, ns) => pid.nr_at(level),
+        Some(own) if core::ptr::eq(own, ns) => pid.nr_at(level),
         _ => 0,
     }
 }
