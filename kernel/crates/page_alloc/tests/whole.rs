@@ -93,6 +93,64 @@ fn exhaustion_and_return_to_the_same_count() {
 }
 
 #[test]
+fn pages_in_lists_do_not_hide_a_large_block() {
+    let _turn = machine();
+    page_alloc::drain_all();
+    let free = all_free();
+    let take_all = |order| -> Vec<PageRef> { std::iter::from_fn(|| alloc_pages(order, Gfp::empty()).ok()).collect() };
+    let large = take_all(9);
+    let rest = take_all(0);
+    page_alloc::put_pages(&large);
+    // Only order 9 is left in the buddies: this breaks one and keeps its pieces in the list.
+    alloc_page(Gfp::empty()).unwrap().put();
+    assert_ne!((0..NODES).map(|n| nr_free(n).on_lists).sum::<usize>(), 0);
+    let again = take_all(9);
+    assert_eq!(again.len(), large.len(), "a failing allocation drains its CPU's lists first");
+    page_alloc::put_pages(&again);
+    page_alloc::put_pages(&rest);
+    drain_and_check(free);
+}
+
+#[test]
+fn a_page_in_the_stash_does_not_hide_from_its_node() {
+    let _turn = machine();
+    page_alloc::drain_all();
+    let free = all_free();
+    arch::host::run_on(cpu_of(0), || {
+        alloc_pages_node(3, 0, Gfp::THISNODE).unwrap().put();
+        assert_eq!(nr_free(3).on_lists, 1);
+        let held: Vec<_> = std::iter::from_fn(|| alloc_pages_node(3, 0, Gfp::THISNODE).ok()).collect();
+        assert_eq!(nr_free(3).free, 0, "its own stash was sent home before it failed");
+        held.into_iter().for_each(free_pages);
+    });
+    drain_and_check(free);
+}
+
+/// INV-LIST-1: a drain from outside waits for whoever may be inside the lists.
+#[test]
+fn drain_all_waits_for_a_section_with_preemption_off() {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    let _turn = machine();
+    static INSIDE: AtomicBool = AtomicBool::new(false);
+    static DRAINED: AtomicBool = AtomicBool::new(false);
+    let inside = std::thread::spawn(|| {
+        arch::host::set_cpu(5);
+        arch::preempt_disable();
+        INSIDE.store(true, SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let drained = DRAINED.load(SeqCst);
+        arch::preempt_enable();
+        drained
+    });
+    while !INSIDE.load(SeqCst) {
+        std::thread::yield_now();
+    }
+    arch::host::run_on(0, page_alloc::drain_all);
+    DRAINED.store(true, SeqCst);
+    assert!(!inside.join().unwrap(), "drained under a CPU's feet");
+}
+
+#[test]
 fn thisnode_fails_while_others_have_memory() {
     let _turn = machine();
     let free = all_free();
