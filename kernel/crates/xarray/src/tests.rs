@@ -1,1 +1,258 @@
+//! The array against a `BTreeMap`, numbers against a set, readers against a writer.
 
+use crate::*;
+use ksync::{lock_class, rcu};
+use proptest::prelude::*;
+use slab::KArc;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::vec::Vec;
+
+/// Tests that count nodes run alone.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    setup();
+    ALONE.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Indices near each other, near powers of 64, and near the ends.
+fn index() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        4 => 0u64..200,
+        2 => (0u32..64, 0u64..4).prop_map(|(bit, d)| (1u64 << bit).wrapping_add(d).wrapping_sub(2)),
+        1 => (0u64..70).prop_map(|d| u64::MAX - d),
+        1 => 4000u64..4200,
+    ]
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Store(u64, usize),
+    Erase(u64),
+    ErasePresent(usize),
+    Load(u64),
+    Next(u64, u64),
+    Alloc(u64, u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        5 => (index(), 0usize..1000).prop_map(|(i, v)| Op::Store(i, v)),
+        1 => index().prop_map(Op::Erase),
+        4 => any::<usize>().prop_map(Op::ErasePresent),
+        2 => index().prop_map(Op::Load),
+        2 => (index(), index()).prop_map(|(a, b)| Op::Next(a, b)),
+        4 => (index(), index()).prop_map(|(a, b)| Op::Alloc(a, b)),
+    ]
+}
+
+/// What the naive model says is the first free index in [start, max].
+fn first_free(model: &BTreeMap<u64, usize>, start: u64, max: u64) -> Option<u64> {
+    let mut at = start;
+    if start > max {
+        return None;
+    }
+    for (&taken, _) in model.range(start..=max) {
+        if taken != at {
+            break;
+        }
+        at = at.checked_add(1)?;
+    }
+    (at <= max).then_some(at)
+}
+
+fn apply(array: &mut XArray<Value>, model: &mut BTreeMap<u64, usize>, op: Op) {
+    match op {
+        Op::Store(i, v) => {
+            assert_eq!(array.store(i, Value(v)), Ok(model.insert(i, v).map(Value)));
+        }
+        Op::Erase(i) => assert_eq!(array.erase(i), model.remove(&i).map(Value)),
+        Op::ErasePresent(pick) if !model.is_empty() => {
+            let i = *model.keys().nth(pick % model.len()).unwrap();
+            assert_eq!(array.erase(i), model.remove(&i).map(Value));
+        }
+        Op::Load(i) => assert_eq!(array.load(&rcu::read_lock(), i), model.get(&i).copied().map(Value)),
+        Op::Next(a, b) => {
+            let want = if a <= b { model.range(a..=b).next() } else { None };
+            let got = array.next(&rcu::read_lock(), a, b);
+            assert_eq!(got, want.map(|(&i, &v)| (i, Value(v))));
+        }
+        Op::Alloc(a, b) => {
+            let mut spare = Preload::new();
+            let got = loop {
+                match array.exclusive().alloc(a, b, Value(7), &mut spare) {
+                    Err(IdrError::NeedNodes(n)) => {
+                        assert!(n > spare.len());
+                        spare.fill(n).unwrap();
+                    }
+                    other => break other.ok(),
+                }
+            };
+            assert_eq!(got, first_free(model, a, b));
+            if let Some(i) = got {
+                model.insert(i, 7);
+            }
+            assert_eq!(spare.len(), 0, "asked for more nodes than needed");
+        }
+        Op::ErasePresent(_) => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn array_is_a_map(ops in prop::collection::vec(op(), 0..120)) {
+        let _alone = alone();
+        let before = nr_nodes();
+        let (mut array, mut model) = (XArray::new(), BTreeMap::new());
+        for op in ops {
+            apply(&mut array, &mut model, op);
+            let (words, nodes) = array.check_invariants();
+            prop_assert_eq!(words, model.len());
+            prop_assert_eq!(nr_nodes() - before, nodes);
+        }
+        let mut drained = BTreeMap::new();
+        array.drain(|i, Value(v)| { drained.insert(i, v); });
+        prop_assert_eq!(drained, model);
+        prop_assert_eq!(nr_nodes(), before);
+    }
+
+    /// Dense runs make full nodes, whose marks must travel up and down again.
+    #[test]
+    fn dense_numbers(holes in prop::collection::vec(0u64..9000, 0..40), start in 0u64..9000) {
+        let _alone = alone();
+        let mut array = XArray::new();
+        let mut model = BTreeMap::new();
+        for i in 0..8500 {
+            array.store(i, Value(i as usize)).unwrap();
+            model.insert(i, i as usize);
+        }
+        array.check_invariants();
+        for hole in holes {
+            prop_assert_eq!(array.erase(hole), model.remove(&hole).map(Value));
+            array.check_invariants();
+            apply(&mut array, &mut model, Op::Alloc(start, 8600));
+            apply(&mut array, &mut model, Op::Alloc(start, 8400));
+        }
+        array.check_invariants();
+    }
+}
+
+struct Thing(u64);
+slab::object!(Thing, "test_thing", links = 0, rcu);
+
+static LOCK: IdrLock = IdrLock::new(lock_class!("test_idr"));
+
+fn reserve<'a>(idr: &'a Idr<Thing>, range: AllocRange) -> Result<Reserved<'a, Thing>, IdrError> {
+    let mut spare = Preload::new();
+    loop {
+        let got = idr.reserve_cyclic(&mut LOCK.lock(), range, &mut spare);
+        match got {
+            Err(IdrError::NeedNodes(n)) => spare.fill(n).unwrap(),
+            got => return got,
+        }
+    }
+}
+
+#[test]
+fn reserved_numbers_are_taken_but_not_seen() {
+    let _alone = alone();
+    let idr = Idr::new(&LOCK);
+    let range = AllocRange { min: 1, max: 3 };
+    let one = reserve(&idr, range).unwrap();
+    assert_eq!(one.id(), 1);
+    assert!(idr.get(1).is_none() && idr.next(0).is_none());
+    assert!(idr.remove(&mut LOCK.lock(), 1).is_none(), "a reserved number is its holder's");
+    let mut spare = Preload::new();
+    assert_eq!(idr.reserve_at(&mut LOCK.lock(), 1, &mut spare).err(), Some(IdrError::Exists));
+    one.publish(&mut LOCK.lock(), KArc::new(Thing(10)).unwrap());
+    assert_eq!(idr.get(1).unwrap().0, 10);
+    let two = reserve(&idr, range).unwrap();
+    let three = reserve(&idr, range).unwrap();
+    assert_eq!((two.id(), three.id()), (2, 3));
+    assert_eq!(reserve(&idr, range).err(), Some(IdrError::Full));
+    two.cancel(&mut LOCK.lock());
+    let again = reserve(&idr, range).unwrap();
+    assert_eq!(again.id(), 2, "wraps to the only free one");
+    again.cancel(&mut LOCK.lock());
+    three.cancel(&mut LOCK.lock());
+    assert_eq!(idr.remove(&mut LOCK.lock(), 1).unwrap().0, 10);
+    assert!(idr.is_empty());
+}
+
+#[test]
+#[should_panic(expected = "guard of another lock")]
+fn the_guard_must_be_the_maps_own() {
+    setup();
+    static OTHER: IdrLock = IdrLock::new(lock_class!("test_idr_other"));
+    let idr = Idr::<Thing>::new(&LOCK);
+    idr.set_cursor(&mut OTHER.lock(), 5);
+}
+
+/// One writer, two readers: a reader sees a number's object or nothing, never another's, and never
+/// freed memory (the value is poisoned on drop).
+#[test]
+fn readers_beside_a_writer() {
+    struct Checked(u64);
+    slab::object!(Checked, "test_checked", links = 0, rcu);
+    impl Drop for Checked {
+        fn drop(&mut self) {
+            self.0 = u64::MAX;
+        }
+    }
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    let _alone = alone();
+    let idr = Idr::<Checked>::new(&LOCK);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for cpu in 1..3 {
+            let (idr, stop) = (&idr, &stop);
+            s.spawn(move || {
+                ksync::arch::host::set_cpu(cpu);
+                let mut x = 1u32;
+                while !stop.load(Relaxed) {
+                    x = x.wrapping_mul(1664525).wrapping_add(1013904223);
+                    let id = x >> 18;
+                    if let Some(c) = idr.get(id) {
+                        assert_eq!(c.0, u64::from(id));
+                    }
+                    let guard = rcu::read_lock();
+                    if let Some(c) = idr.peek(&guard, id) {
+                        assert_eq!(c.0, u64::from(id));
+                    }
+                    drop(guard);
+                    if let Some((id, c)) = idr.next(id) {
+                        assert_eq!(c.0, u64::from(id));
+                    }
+                }
+            });
+        }
+        ksync::arch::host::set_cpu(0);
+        for round in 0..3 {
+            let ids: Vec<u32> = (0..400u32).map(|i| i * (round * 17 + 1) % 16384).collect();
+            for &id in &ids {
+                let mut spare = Preload::new();
+                spare.fill(8).unwrap();
+                let mut guard = LOCK.lock();
+                if let Ok(r) = idr.reserve_at(&mut guard, id, &mut spare) {
+                    let object = KArc::new(Checked(u64::from(id))).unwrap();
+                    r.publish(&mut guard, object);
+                }
+            }
+            for &id in &ids {
+                let gone = idr.remove(&mut LOCK.lock(), id);
+                drop(gone);
+            }
+            rcu::process_callbacks();
+        }
+        stop.store(true, Relaxed);
+    });
+    assert!(idr.is_empty());
+}
+
+/// Makes memory work on the host.
+fn setup() {
+    page_alloc::host::init(&[8192, 8192]);
+}
