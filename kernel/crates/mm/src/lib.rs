@@ -46,6 +46,9 @@ mod tree;
 mod vma;
 mod zap;
 
+#[cfg(test)]
+mod tests;
+
 pub use check::MmReport;
 pub use fault::{FaultError, FaultFlags};
 pub use file::unmap_mapping_range;

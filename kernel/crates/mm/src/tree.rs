@@ -187,15 +187,15 @@ impl MmTree {
         });
         debug_assert!(prev_end <= start && next.is_none_or(|n| v.end() <= n.start()), "INV-TREE-1");
         v.prev_end.set(prev_end);
-        if let Some(n) = next {
-            n.prev_end.set(v.end());
-        }
-        // SAFETY: `v` is live and in no tree, `pos` is fresh, all nodes use MaxGap.
+        // SAFETY: `next` is in this tree; `v` is live and in no tree, `pos` is fresh (summaries do
+        // not move nodes), all nodes use MaxGap. One change at a time: rotations lean on the
+        // summaries being right.
         unsafe {
-            self.rb.insert_at::<MaxGap>(v.rb(), pos);
             if let Some(n) = next {
+                n.prev_end.set(v.end());
                 self.rb.update_path::<MaxGap>(n.rb());
             }
+            self.rb.insert_at::<MaxGap>(v.rb(), pos);
         }
         self.map_count += 1;
         self.total_vm += v.pages();
@@ -217,13 +217,11 @@ impl MmTree {
     pub(crate) fn erase(&mut self, v: VmaPtr) {
         self.forget_cached(v);
         let next = self.next(v);
-        if let Some(n) = next {
-            n.prev_end.set(v.prev_end.get());
-        }
         // SAFETY: `v` and `next` are in this tree, all nodes use MaxGap.
         unsafe {
             self.rb.erase::<MaxGap>(v.rb());
             if let Some(n) = next {
+                n.prev_end.set(v.prev_end.get());
                 self.rb.update_path::<MaxGap>(n.rb());
             }
         }

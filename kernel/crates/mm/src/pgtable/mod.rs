@@ -35,7 +35,9 @@ mod table;
 
 pub use kernel::{MapError, PageSize, map, map_range, translate, unmap};
 pub(crate) use table::{alloc_pgd, free_pgd, free_table};
-pub use table::{set_kernel_pgd, table_cache_stats};
+#[cfg(test)]
+pub(crate) use table::test_root;
+pub use table::{nr_user_tables, set_kernel_pgd};
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};

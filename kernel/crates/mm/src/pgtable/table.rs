@@ -10,7 +10,6 @@
 use super::{NR_ENTRIES, PRESENT, Table};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use ksync::arch;
 use page_alloc::{Gfp, OutOfMemory, PageKind, PageRef};
 
 /// Physical address of the root with the kernel's half; 0: none (host tests).
@@ -24,7 +23,7 @@ pub fn set_kernel_pgd(phys: usize) {
 }
 
 /// User tables in use now, roots included. For leak checks.
-pub fn table_cache_stats() -> usize {
+pub fn nr_user_tables() -> usize {
     NR_TABLES.load(Ordering::Relaxed)
 }
 
@@ -72,7 +71,6 @@ pub(crate) fn alloc_pgd() -> Result<Table, OutOfMemory> {
             }
         }
     }
-    let _ = arch::nr_cpu_ids();
     Ok(pgd)
 }
 
@@ -83,4 +81,10 @@ pub(crate) fn alloc_pgd() -> Result<Table, OutOfMemory> {
 pub(crate) unsafe fn free_pgd(pgd: Table) {
     debug_assert!(pgd.is_empty(0..NR_ENTRIES / 2), "INV-PT-3");
     free_page(pgd);
+}
+
+/// A zeroed root for tests of kernel mappings: its physical address.
+#[cfg(test)]
+pub(crate) fn test_root() -> usize {
+    page_alloc::alloc_page(Gfp::ZERO).map_or(0, |p| p.phys())
 }
