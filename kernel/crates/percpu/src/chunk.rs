@@ -184,8 +184,14 @@ pub unsafe fn init(
 }
 
 /// Whether [`init`] has run.
-pub(crate) fn is_ready() -> bool {
+fn is_ready() -> bool {
     READY.load(Ordering::Acquire)
+}
+
+/// Err before [`init`]. On the host it brings up the emulated machine, so that a test need not.
+#[inline]
+pub fn ensure_ready() -> Result<(), OutOfMemory> {
+    if is_ready() { Ok(()) } else { make_ready() }
 }
 
 /// Allocates `layout` on every possible CPU and returns its offset. Consults fault injection.
@@ -207,9 +213,7 @@ pub fn alloc_gfp(layout: Layout, zero: Zero, gfp: Gfp) -> Result<usize, OutOfMem
     if layout.size() > CHUNK_BYTES || layout.align() > PAGE_SIZE {
         return Err(OutOfMemory);
     }
-    if !is_ready() {
-        make_ready()?;
-    }
+    ensure_ready()?;
     let (offset, populated) = reserve(n, align)?;
     if !populated && let Err(e) = populate(offset, n * GRANULE) {
         release(offset, n);

@@ -83,36 +83,21 @@ pub fn fail_after(n: Option<usize>) {
     MEMORY.state.lock().unwrap().fail_after = n;
 }
 
+/// Frames of the one node that [`init_once`] makes.
+const DEFAULT_PAGES: usize = 1 << 16;
+
 /// Emulated physical memory, page_alloc and this crate, ready to use. Idempotent; called by the
-/// first allocation. Set the number of CPUs (`arch::set_nr_cpu_ids`) before.
+/// first allocation. A test that wants more CPUs or nodes calls `arch::set_nr_cpu_ids` and
+/// [`page_alloc::host::init`] before.
 pub fn init_once() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        init_pages();
-        // SAFETY: the windows are mapped and zero.
-        unsafe {
-            crate::init(
-                &MEMORY,
-                FirstChunk {
-                    populated: FIRST,
-                    reserved: RESERVED,
-                },
-            )
-        }
-        .expect("host memory");
+        page_alloc::host::init(&[DEFAULT_PAGES]);
+        let first = FirstChunk {
+            populated: FIRST,
+            reserved: RESERVED,
+        };
+        // SAFETY: the windows are mapped and zero beyond the heads.
+        unsafe { crate::init(&MEMORY, first) }.expect("host memory");
     });
-}
-
-/// Gives page_alloc some memory unless a test has done so.
-fn init_pages() {
-    if (0..arch::nr_node_ids()).any(|node| page_alloc::nr_free(node).total > 0) {
-        return;
-    }
-    let nr_nodes = arch::nr_node_ids();
-    let nr_pages = arch::host::init_arena(256 << 20) / PAGE_SIZE;
-    for node in 0..nr_nodes {
-        let range = nr_pages * node / nr_nodes..nr_pages * (node + 1) / nr_nodes;
-        // SAFETY: the arena is fresh and zero, and nobody uses it.
-        unsafe { page_alloc::init_node(node, &[range]) }.expect("host memory");
-    }
 }

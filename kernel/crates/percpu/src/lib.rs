@@ -51,7 +51,9 @@ mod ptr;
 #[cfg(test)]
 mod tests;
 
-pub use chunk::{FirstChunk, PercpuMemory, Stats, alloc, alloc_gfp, free, init, shrink, stats};
+pub use chunk::{
+    FirstChunk, PercpuMemory, Stats, alloc, alloc_gfp, ensure_ready, free, init, shrink, stats,
+};
 pub use counter::PercpuCounter;
 pub use ptr::{PerCpu, PreemptOff, Zeroable};
 

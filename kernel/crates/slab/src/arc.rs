@@ -120,7 +120,9 @@ impl<T: Object> KArc<T> {
     /// `value` came from `into_raw` of a `KArc<T>`, and each such pointer is taken back once.
     #[inline]
     pub unsafe fn from_raw(value: NonNull<T>) -> Self {
-        KArc { block: Self::block_of(value) }
+        KArc {
+            block: Self::block_of(value),
+        }
     }
 
     /// A new reference from a pointer whose reference somebody else holds.
@@ -205,12 +207,20 @@ impl<T: Object> KArc<T> {
 
     #[inline(always)]
     fn value_ptr(block: NonNull<Block<T>>) -> *const T {
-        block.as_ptr().cast::<u8>().wrapping_add(offset_of!(Block<T>, value)).cast()
+        block
+            .as_ptr()
+            .cast::<u8>()
+            .wrapping_add(offset_of!(Block<T>, value))
+            .cast()
     }
 
     #[inline(always)]
     fn block_of(value: NonNull<T>) -> NonNull<Block<T>> {
-        let block = value.as_ptr().cast::<u8>().wrapping_sub(offset_of!(Block<T>, value)).cast();
+        let block = value
+            .as_ptr()
+            .cast::<u8>()
+            .wrapping_sub(offset_of!(Block<T>, value))
+            .cast();
         // SAFETY: a value never sits at the start of the address space.
         unsafe { NonNull::new_unchecked(block) }
     }
@@ -270,7 +280,11 @@ impl<T: Object> Drop for KArc<T> {
             fence(Ordering::Acquire);
             // SAFETY: the count went from 1 to 0 here (INV-ARC-2).
             unsafe {
-                if T::RCU_FREE { release_rcu(self.block) } else { release(self.block) }
+                if T::RCU_FREE {
+                    release_rcu(self.block)
+                } else {
+                    release(self.block)
+                }
             }
         }
     }
@@ -313,7 +327,11 @@ unsafe fn release_rcu<T: Object>(block: NonNull<Block<T>>) {
 /// # Safety
 /// `head` is the tail of a block given to `release_rcu`, and its grace period has ended.
 unsafe fn rcu_release<T: Object>(head: NonNull<RcuHead>) {
-    let block = head.as_ptr().cast::<u8>().wrapping_sub(offset_of!(Block<T>, tail)).cast();
+    let block = head
+        .as_ptr()
+        .cast::<u8>()
+        .wrapping_sub(offset_of!(Block<T>, tail))
+        .cast();
     // SAFETY: the block around the head; no reader is left, so the caller is alone (INV-ARC-2).
     unsafe { release::<T>(NonNull::new_unchecked(block)) }
 }
@@ -361,7 +379,9 @@ impl<T: Object> KArcUninit<T> {
         unsafe {
             let raw = block.as_ptr();
             (&raw mut (*raw).refcount).write(AtomicU32::new(1));
-            (&raw mut (*raw).tail.links).cast::<T::Links>().write(T::Links::NEW);
+            (&raw mut (*raw).tail.links)
+                .cast::<T::Links>()
+                .write(T::Links::NEW);
         }
         KArc { block }
     }

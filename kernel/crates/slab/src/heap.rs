@@ -3,16 +3,28 @@
 //! INV-HEAP-1: `class_cache(size, align)` returns a cache whose objects have at least that size and
 //! alignment, and the same one each time.
 
-use crate::cache::{CacheFlags, Gfp, KmemCache};
-use crate::AllocError;
+use crate::cache::{CacheFlags, KmemCache};
+use crate::{AllocError, Gfp, slow};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
 
 /// The classes, in bytes. Powers of two are aligned to themselves.
-const CLASSES: [usize; 13] = [8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192];
+const CLASSES: [usize; 13] = [
+    8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192,
+];
 const NAMES: [&str; 13] = [
-    "kmalloc-8", "kmalloc-16", "kmalloc-32", "kmalloc-64", "kmalloc-96", "kmalloc-128",
-    "kmalloc-192", "kmalloc-256", "kmalloc-512", "kmalloc-1k", "kmalloc-2k", "kmalloc-4k",
+    "kmalloc-8",
+    "kmalloc-16",
+    "kmalloc-32",
+    "kmalloc-64",
+    "kmalloc-96",
+    "kmalloc-128",
+    "kmalloc-192",
+    "kmalloc-256",
+    "kmalloc-512",
+    "kmalloc-1k",
+    "kmalloc-2k",
+    "kmalloc-4k",
     "kmalloc-8k",
 ];
 
@@ -21,10 +33,7 @@ static KMALLOC: [KmemCache; 13] = {
     let mut i = 0;
     while i < 13 {
         let align = class_align(CLASSES[i]);
-        core::mem::forget(core::mem::replace(
-            &mut caches[i],
-            KmemCache::new_static(NAMES[i], CLASSES[i], align, CacheFlags::empty()),
-        ));
+        caches[i] = KmemCache::new_static(NAMES[i], CLASSES[i], align, CacheFlags::empty());
         i += 1;
     }
     caches
@@ -57,7 +66,7 @@ pub fn kmalloc(layout: Layout, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
     }
     match class_cache(layout.size(), layout.align()) {
         Some(cache) => cache.alloc(gfp),
-        None => crate::cache::alloc_large(layout, gfp),
+        None => slow::alloc_large(layout, gfp),
     }
 }
 
@@ -79,7 +88,7 @@ pub unsafe fn kfree(ptr: NonNull<u8>, layout: Layout) {
     unsafe {
         match class_cache(layout.size(), layout.align()) {
             Some(cache) => cache.free(ptr),
-            None => crate::cache::free_large(ptr, layout),
+            None => slow::free_large(ptr),
         }
     }
 }

@@ -33,7 +33,10 @@ impl<T> KBox<T> {
     #[inline]
     pub fn try_uninit() -> Result<KBoxUninit<T>, AllocError> {
         let ptr = heap::kmalloc(Layout::new::<T>(), Gfp::empty())?.cast();
-        Ok(KBoxUninit { ptr, owns: PhantomData })
+        Ok(KBoxUninit {
+            ptr,
+            owns: PhantomData,
+        })
     }
 
     /// Gives up ownership without dropping.
@@ -48,7 +51,10 @@ impl<T> KBox<T> {
     /// `ptr` came from `into_raw` of a `KBox<T>`, and is taken back once.
     #[inline]
     pub unsafe fn from_raw(ptr: NonNull<T>) -> Self {
-        KBox { ptr, owns: PhantomData }
+        KBox {
+            ptr,
+            owns: PhantomData,
+        }
     }
 
     /// Moves the value out and frees the memory.
@@ -129,7 +135,10 @@ impl<T> KBoxUninit<T> {
     /// The value has been written through [`value_mut`](Self::value_mut).
     #[inline]
     pub unsafe fn assume_init(self) -> KBox<T> {
-        KBox { ptr: ManuallyDrop::new(self).ptr, owns: PhantomData }
+        KBox {
+            ptr: ManuallyDrop::new(self).ptr,
+            owns: PhantomData,
+        }
     }
 }
 

@@ -6,17 +6,28 @@ extern crate std;
 
 mod arc;
 mod cache;
+mod debug;
+mod drain;
+mod geometry;
 mod heap;
 mod kbox;
 mod list;
+mod node;
 mod object;
+mod page;
+mod registry;
+mod sheaf;
+mod slow;
 
 pub use arc::{KArc, KArcUninit};
-pub use cache::{CacheFlags, CacheStats, CtorError, DestroyError, Gfp, KmemCache, slabinfo};
-pub use heap::KernelHeap;
+pub use cache::{CacheFlags, CacheStats, Ctor, CtorError, DestroyError, Dtor, KmemCache};
+pub use drain::shrink_all;
+pub use heap::{KernelHeap, kfree, kmalloc};
 pub use kbox::{KBox, KBoxUninit};
 pub use list::{Iter, List};
 pub use object::{Link, LinkArray, Object, ObjectCache, class_cache};
+pub use page_alloc::Gfp;
+pub use registry::slabinfo;
 
 /// Memory could not be had (or a planned failure fell on this allocation).
 ///

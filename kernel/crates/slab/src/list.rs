@@ -10,7 +10,8 @@
 //!
 //! Lock order: none here. A list is guarded by whatever guards the value it is a part of.
 //!
-//! INV-LIST-1: ids are never used twice. A list takes its id at its first insertion.
+//! INV-LIST-1: ids are never used twice, and are not 0. A list takes its id at its first insertion;
+//! 2^48 of them per CPU last for years.
 //! INV-LIST-2: `link.owner == id != 0` holds exactly for the elements of the list with that id. It
 //! becomes so by a compare-exchange from 0 under `&mut` of that list, and 0 again under `&mut` of
 //! the same list. `next` and `prev` of a link belong to that list: written under `&mut`, read
@@ -23,6 +24,7 @@ use crate::object::{Link, LinkArray, Object};
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
+use ksync::{PreemptGuard, arch};
 
 /// A list of `KArc<T>` through link number `SLOT` of each.
 pub struct List<T: Object, const SLOT: usize> {
@@ -46,7 +48,13 @@ impl<T: Object, const SLOT: usize> List<T, SLOT> {
     /// An empty list.
     pub const fn new() -> Self {
         let () = Self::SLOT_EXISTS;
-        List { head: ptr::null_mut(), tail: ptr::null_mut(), len: 0, id: 0, owns: PhantomData }
+        List {
+            head: ptr::null_mut(),
+            tail: ptr::null_mut(),
+            len: 0,
+            id: 0,
+            owns: PhantomData,
+        }
     }
 
     /// The number of elements.
@@ -85,10 +93,10 @@ impl<T: Object, const SLOT: usize> List<T, SLOT> {
         if !self.contains(element) {
             return None;
         }
+        let next: *const *mut Block<T> = element.link(SLOT).next.get().cast();
         // SAFETY: INV-LIST-2: the link is this list's, and `&self` keeps it unchanged for the
         // life of the result, which the list's own reference keeps alive.
-        let next: *const *mut () = element.link(SLOT).next.get();
-        as_arc(unsafe { &*next.cast::<*mut Block<T>>() })
+        as_arc(unsafe { &*next })
     }
 
     /// Appends. Gives `element` back if its slot is in a list (this or another).
@@ -151,7 +159,10 @@ impl<T: Object, const SLOT: usize> List<T, SLOT> {
     /// The elements in order.
     #[inline]
     pub fn iter(&self) -> Iter<'_, T, SLOT> {
-        Iter { next: self.front(), list: self }
+        Iter {
+            next: self.front(),
+            list: self,
+        }
     }
 
     /// Keeps the elements for which `keep` says so and drops the others.
@@ -269,7 +280,12 @@ impl<T: Object, const SLOT: usize> List<T, SLOT> {
         while let Some(element) = as_arc(&at) {
             assert!(self.contains(element));
             // SAFETY: an element of this list (INV-LIST-2).
-            let (p, n) = unsafe { (read(&element.link(SLOT).prev), read(&element.link(SLOT).next)) };
+            let (p, n) = unsafe {
+                (
+                    read(&element.link(SLOT).prev),
+                    read(&element.link(SLOT).next),
+                )
+            };
             assert!(p == prev);
             count += 1;
             assert!(count <= self.len);
@@ -337,11 +353,18 @@ unsafe fn read<T: Object>(cell: &core::cell::UnsafeCell<*mut ()>) -> *mut Block<
     unsafe { (*cell.get()).cast() }
 }
 
-/// A list id that nobody has had (INV-LIST-1).
+/// A list id that nobody has had (INV-LIST-1): the CPU's number above a count that this CPU keeps.
 #[cold]
 fn new_id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+    let guard = PreemptGuard::new();
+    let cpu = arch::smp_processor_id() as u64;
+    // SAFETY: SLAB_AREA is this crate's, in every window, zero at boot (INV-PCPU-3); this word is
+    // used here only.
+    let count = unsafe { &*((arch::this_cpu_base() + percpu::SLAB_AREA) as *const AtomicU64) };
+    let n = count.load(Ordering::Relaxed) + 1;
+    count.store(n, Ordering::Relaxed);
+    drop(guard);
+    cpu << 48 | n
 }
 
 #[cfg(test)]
@@ -379,7 +402,11 @@ mod tests {
         let mut a = List::<Item, 0>::new();
         for i in 0..5 {
             let x = KArc::new(Item(i)).unwrap();
-            let r = if i % 2 == 0 { a.push_back(x) } else { a.push_front(x) };
+            let r = if i % 2 == 0 {
+                a.push_back(x)
+            } else {
+                a.push_front(x)
+            };
             assert!(r.is_ok());
         }
         assert_eq!(values(&a), [3, 1, 0, 2, 4]);

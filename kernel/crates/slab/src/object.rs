@@ -79,7 +79,7 @@ impl<T: Object> ObjectCache<T> {
                 name,
                 size_of::<Block<T>>(),
                 align_of::<Block<T>>(),
-                CacheFlags::empty(),
+                CacheFlags::HWCACHE_ALIGN,
             ),
             object: PhantomData,
         }
@@ -114,6 +114,10 @@ pub struct Link {
 
 impl Link {
     /// An unlinked link.
+    #[expect(
+        clippy::declare_interior_mutable_const,
+        reason = "a template to copy from"
+    )]
     pub const NEW: Link = Link {
         owner: AtomicU64::new(0),
         next: UnsafeCell::new(core::ptr::null_mut()),

@@ -1,0 +1,86 @@
+//! The checks of debug builds: double frees, frees into the wrong cache, pointers into an object.
+//!
+//! Mechanism: a bit per object at the end of its slab says whether a client has it. Freed memory
+//! (of caches without constructor) is filled with a pattern that no pointer looks like. In release
+//! builds all of this is nothing.
+//!
+//! INV-DEBUG-1: the bit is set exactly while a client has the object.
+
+use crate::cache::{CacheFlags, KmemCache};
+use crate::geometry::{DEBUG, bits_bytes};
+use crate::page::Slab;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use page_alloc::PageKind;
+
+/// Byte that freed memory is filled with, up to [`POISON_MAX`] bytes of it.
+const POISON: u8 = 0x6b;
+const POISON_MAX: usize = 256;
+
+/// Clears the bits of a new slab.
+pub(crate) fn init_slab(slab: Slab) {
+    if DEBUG {
+        for i in 0..slab.objects().div_ceil(64) {
+            word(slab, i).store(0, Relaxed);
+        }
+    }
+}
+
+/// A client gets the object.
+#[inline(always)]
+pub(crate) fn hand_out(cache: &KmemCache, object: *mut u8) {
+    if DEBUG {
+        let (word, mask) = bit(cache, object);
+        assert!(
+            word.fetch_or(mask, Relaxed) & mask == 0,
+            "slab {}: object {object:p} given twice",
+            cache.name()
+        );
+    }
+}
+
+/// A client gives the object back.
+#[inline(always)]
+pub(crate) fn take_back(cache: &KmemCache, object: *mut u8) {
+    if DEBUG {
+        let (word, mask) = bit(cache, object);
+        assert!(
+            word.fetch_and(!mask, Relaxed) & mask != 0,
+            "slab {}: double free of {object:p}",
+            cache.name()
+        );
+        if cache.ctor().is_none() && !cache.flags().contains(CacheFlags::TYPESAFE_BY_RCU) {
+            // SAFETY: the client gave the object up.
+            unsafe { object.write_bytes(POISON, cache.object_size().min(POISON_MAX)) };
+        }
+    }
+}
+
+/// The object's bit. Panics unless it is an object of this cache.
+#[inline(never)]
+fn bit(cache: &KmemCache, object: *mut u8) -> (&'static AtomicU64, u64) {
+    let slab = Slab::of(object);
+    assert!(
+        slab.page().kind() == PageKind::Slab && core::ptr::eq(slab.cache(), cache),
+        "slab {}: {object:p} is not of this cache",
+        cache.name()
+    );
+    let offset = object as usize - slab.page().virt() as usize;
+    let stride = cache.geometry().stride as usize;
+    let index = offset / stride;
+    assert!(
+        offset.is_multiple_of(stride) && index < slab.objects(),
+        "slab {}: {object:p} points into an object",
+        cache.name()
+    );
+    (word(slab, index / 64), 1 << (index % 64))
+}
+
+fn word(slab: Slab, i: usize) -> &'static AtomicU64 {
+    let bytes = ksync::PAGE_SIZE << slab.page().order();
+    let at = slab
+        .page()
+        .virt()
+        .wrapping_add(bytes - bits_bytes(slab.objects()) + 8 * i);
+    // SAFETY: inside the slab's last bytes, which the geometry keeps free of objects; aligned to 8.
+    unsafe { &*at.cast::<AtomicU64>() }
+}
