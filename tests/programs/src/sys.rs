@@ -45,9 +45,11 @@ macro_rules! sys {
         $crate::sys!(@ $name, $a, $b, $c, $d, $e, $f)
     };
     (@ $name:ident, $a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr) => {{
-        let arguments = [$a as usize, $b as usize, $c as usize, $d as usize, $e as usize, $f as usize];
-        // SAFETY: INV-PROG-1, which every program of this package keeps.
-        unsafe { $crate::sys::raw($crate::nr::$name, arguments) }
+        // A match, so that temporaries in the arguments live until the call is over.
+        match [$a as usize, $b as usize, $c as usize, $d as usize, $e as usize, $f as usize] {
+            // SAFETY: INV-PROG-1, which every program of this package keeps.
+            arguments => unsafe { $crate::sys::raw($crate::nr::$name, arguments) },
+        }
     }};
 }
 
