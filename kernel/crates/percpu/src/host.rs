@@ -85,6 +85,8 @@ pub fn fail_after(n: Option<usize>) {
 
 /// Frames of the one node that [`init_once`] makes.
 const DEFAULT_PAGES: usize = 1 << 16;
+/// Frames that page_alloc's emulated machine leaves out at the start, and its unit.
+const RESERVED_PAGES: usize = 1 << page_alloc::MAX_ORDER;
 
 /// Emulated physical memory, page_alloc and this crate, ready to use. Idempotent; called by the
 /// first allocation. A test that wants more CPUs or nodes calls `arch::set_nr_cpu_ids` and
@@ -92,7 +94,10 @@ const DEFAULT_PAGES: usize = 1 << 16;
 pub fn init_once() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        page_alloc::host::init(&[DEFAULT_PAGES]);
+        // A test may have made a smaller arena.
+        let frames =
+            arch::host::init_arena((DEFAULT_PAGES + RESERVED_PAGES) * PAGE_SIZE) / PAGE_SIZE;
+        page_alloc::host::init(&[(frames - RESERVED_PAGES) & !(RESERVED_PAGES - 1)]);
         let first = FirstChunk {
             populated: FIRST,
             reserved: RESERVED,
