@@ -5,7 +5,7 @@
 //! nothing but headers and code.
 
 /// Programs linked at a fixed address in the ordinary way.
-const FIXED: &[&str] = &["calls"];
+const FIXED: &[&str] = &["calls", "sigtest"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

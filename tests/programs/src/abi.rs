@@ -140,7 +140,7 @@ pub struct Ucontext {
     pub stack: Stack,
     pub regs: [u64; 23],
     pub fpstate: usize,
-    reserved: [u64; 7],
+    reserved: [u64; 8],
     pub sigmask: u64,
 }
 
