@@ -59,8 +59,11 @@ pub use object::{AttachError, PGID_SLOT, Pid, PidType, SID_SLOT, pid_nr_ns};
 
 /// What a pid's lists hold: the kernel's task. Link slots [`PGID_SLOT`] and [`SID_SLOT`] of its
 /// [`slab::Object`] belong to this crate.
-pub trait Member: slab::Object + Send + Sync {}
-impl<T: slab::Object + Send + Sync> Member for T {}
+///
+/// Not `Send + Sync` by bound: a task holds its pid and a pid its tasks, and the compiler finds the cycle's
+/// answer only when these traits are left for it to derive.
+pub trait Member: slab::Object {}
+impl<T: slab::Object> Member for T {}
 
 /// The deepest namespace; the root is 0.
 pub const MAX_PID_NS_LEVEL: u32 = 32;

@@ -4,7 +4,8 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use ksync::CpuMask;
 use slab::Object;
 
-/// The scheduler's part of a thread. Link slot 0 of the thread belongs to the run queues.
+/// The scheduler's part of a thread. Link slot [`RQ_SLOT`](crate::RQ_SLOT) of the thread belongs to the run
+/// queues.
 pub struct Entity {
     wake: AtomicU32,
     /// The CPU it runs on, or is queued on, or ran on last.

@@ -44,6 +44,9 @@ pub use entity::{Entity, Schedulable, Wake};
 pub use idle::IdleMask;
 pub use runqueue::{RunQueue, TIME_SLICE_NS};
 
+/// The link slot of threads that run queues use. Slots 0 and 1 belong to the pid lists.
+pub const RQ_SLOT: usize = 2;
+
 /// The CPUs that `from` should ask for work, or offer work to, nearest first: its own node's, then the others by
 /// `distance_order`, at most `limit` of them. A CPU starts with its successor, so that thieves spread.
 pub fn neighbours(from: usize, cpus_of_node: &[usize]) -> impl Iterator<Item = usize> + '_ {

@@ -1,6 +1,6 @@
 //! One CPU's queue of threads that could run.
 
-use crate::Schedulable;
+use crate::{RQ_SLOT, Schedulable};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use ksync::{SpinLock, lock_class};
 use slab::{KArc, List};
@@ -9,7 +9,7 @@ use slab::{KArc, List};
 pub const TIME_SLICE_NS: u64 = 3_000_000;
 
 struct Queue<T: Schedulable> {
-    waiting: List<T, 0>,
+    waiting: List<T, RQ_SLOT>,
 }
 
 /// A CPU's run queue. The running thread is not in it.

@@ -9,7 +9,7 @@ struct Thread {
     entity: Entity,
     id: usize,
 }
-slab::object!(Thread, "test_thread", links = 1);
+slab::object!(Thread, "test_thread", links = 3);
 impl Schedulable for Thread {
     fn entity(&self) -> &Entity {
         &self.entity

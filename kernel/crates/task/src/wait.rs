@@ -1,0 +1,112 @@
+//! wait4 and waitid: sleeping for a child's end and taking its account.
+
+use crate::exit;
+use crate::process::{Process, ProcessState};
+use crate::task::Task;
+use crate::{TaskError, TaskPid};
+use core::sync::atomic::Ordering;
+use slab::KArc;
+
+/// Which children a wait is for.
+#[derive(Clone)]
+pub enum Which {
+    /// Any child.
+    Any,
+    /// The child with this id.
+    Pid(KArc<TaskPid>),
+    /// Children in this process group.
+    Group(KArc<TaskPid>),
+    /// An id that does not exist: no child can match.
+    Nobody,
+}
+
+/// `options` bits of wait4.
+pub mod options {
+    #![allow(missing_docs)]
+    pub const WNOHANG: u32 = 1;
+    pub const WUNTRACED: u32 = 2;
+    pub const WEXITED: u32 = 4;
+    pub const WCONTINUED: u32 = 8;
+    pub const WNOWAIT: u32 = 0x0100_0000;
+    pub const WNOTHREAD: u32 = 0x2000_0000;
+    pub const WALL: u32 = 0x4000_0000;
+    pub const WCLONE: u32 = 0x8000_0000;
+}
+
+/// A child whose end was collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reaped {
+    /// Its id in the waiter's namespace.
+    pub pid: i32,
+    /// Wait status.
+    pub status: i32,
+    /// CPU time it and its reaped children used, nanoseconds.
+    pub runtime_ns: u64,
+}
+
+fn matches(child: &Process, which: &Which) -> bool {
+    match which {
+        Which::Any => true,
+        Which::Pid(pid) => KArc::ptr_eq(&child.pid, pid),
+        Which::Group(pgrp) => KArc::ptr_eq(&child.lock.lock().pgrp, pgrp),
+        Which::Nobody => false,
+    }
+}
+
+fn exit_signal_matches(child: &Process, options: u32) -> bool {
+    let is_clone = child.exit_signal.load(Ordering::Relaxed) != crate::signal::SIGCHLD;
+    options & options::WALL != 0 || is_clone == (options & options::WCLONE != 0)
+}
+
+/// Looks once. `Ok(None)`: children match but none has ended.
+fn try_reap(
+    state: &mut ProcessState,
+    cur: &Task,
+    which: &Which,
+    options: u32,
+) -> Result<Option<(Reaped, Option<KArc<Process>>)>, TaskError> {
+    let wanted = |c: &KArc<Process>| matches(c, which) && exit_signal_matches(c, options);
+    if let Some(child) = state.zombies.iter().find(|c| wanted(c)) {
+        let reaped = {
+            let dead = child.lock.lock();
+            Reaped {
+                pid: crate::pids::nr_in(&child.pid, &cur.pid),
+                status: dead.exit_status,
+                runtime_ns: dead.dead_threads_ns + dead.reaped_children_ns,
+            }
+        };
+        if options & options::WNOWAIT != 0 {
+            return Ok(Some((reaped, None)));
+        }
+        let child = child.clone();
+        drop(state.zombies.remove(&child));
+        exit::account(state, &child);
+        return Ok(Some((reaped, Some(child))));
+    }
+    match state.children.iter().any(|c| wanted(&c)) {
+        true => Ok(None),
+        false => Err(TaskError::NoChild),
+    }
+}
+
+/// Waits for a child's end. May sleep.
+///
+/// # Errors
+/// `NoChild`; `Interrupted` by a signal. `Ok(None)` only with WNOHANG.
+pub fn wait(cur: &Task, which: &Which, options: u32) -> Result<Option<Reaped>, TaskError> {
+    let process = &cur.process;
+    let mut outcome = Ok(None);
+    let mut look = || {
+        let mut state = process.lock.lock();
+        outcome = try_reap(&mut state, cur, which, options);
+        !matches!(outcome, Ok(None))
+    };
+    if !look() && options & options::WNOHANG == 0 {
+        process.wait_chldexit.wait_until_interruptible(&mut look).map_err(|_| TaskError::Interrupted)?;
+    }
+    let Some((reaped, child)) = outcome? else { return Ok(None) };
+    if let Some(child) = child {
+        exit::release(&child);
+    }
+    Ok(Some(reaped))
+}
