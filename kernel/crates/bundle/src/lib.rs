@@ -7,6 +7,7 @@
 //! # Mechanism
 //! * [`archive`]: a *bundle* is a header page followed by the parts, each starting on a page. `xtask` writes it with
 //!   [`Layout`], `boot` reads it with [`Bundle::parse`], which never panics and never reads outside its bytes.
+//! * [`words`]: the program to start and its arguments, on the boot line.
 //! * [`handover`]: `boot` writes one [`BundleInfo`] and lets `BootInfo::ramdisk_addr` point at it. The kernel reads it
 //!   with [`BundleInfo::from_boot`].
 //!
@@ -19,6 +20,7 @@ extern crate std;
 
 pub mod archive;
 pub mod handover;
+pub mod words;
 
 pub use archive::{Bundle, BundleError, Layout, PAGE};
 pub use handover::{BundleInfo, HandoverError, Loader};

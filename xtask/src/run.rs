@@ -1,0 +1,194 @@
+//! A running QEMU: its console, its end, and what to do when neither comes.
+//!
+//! The console is QEMU's standard output, the records are a file. Ctrl-C ends both of us. When time is up, every CPU
+//! gets an NMI through QMP: the kernel answers with a report and a failing exit, and only then is QEMU ended.
+
+use crate::{
+    apt,
+    console::{Console, Symbols},
+    qmp::Qmp,
+};
+use anyhow::{Context, Result};
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long QEMU may take to quit when told to.
+const QUIT: Duration = Duration::from_secs(2);
+
+/// The files through which we talk with QEMU.
+pub struct Machine {
+    /// Its monitor's socket.
+    pub qmp: PathBuf,
+    /// What the second serial port writes.
+    pub records: PathBuf,
+}
+
+impl Machine {
+    /// QEMU's words for them.
+    pub fn arguments(&self) -> Vec<String> {
+        vec![
+            "-chardev".into(),
+            "stdio,id=console,signal=off".into(),
+            "-serial".into(),
+            "chardev:console".into(),
+            "-chardev".into(),
+            format!("file,id=records,path={}", self.records.display()),
+            "-serial".into(),
+            "chardev:records".into(),
+            "-qmp".into(),
+            format!("unix:{},server=on,wait=off", self.qmp.display()),
+        ]
+    }
+}
+
+/// When to lose patience.
+pub struct Limits {
+    /// With the run as a whole.
+    pub total: Option<Duration>,
+    /// With a console that shows nothing at all.
+    pub silence: Option<Duration>,
+    /// With the kernel's report after the NMI.
+    pub report: Duration,
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// QEMU's exit code; `None` when a signal ended it.
+    Exit(Option<i32>),
+    /// [`Limits::total`] was over.
+    TimedOut,
+    /// [`Limits::silence`] was over.
+    Silent,
+}
+
+/// What the reading thread tells.
+enum Event {
+    /// The first byte.
+    Alive,
+    /// The console is closed.
+    End,
+}
+
+/// Runs `qemu` to its end. `interactive`: what is typed goes to the console.
+pub fn watch(
+    qemu: Command,
+    machine: &Machine,
+    limits: &Limits,
+    symbols: Symbols,
+    log: Option<&Path>,
+    interactive: bool,
+) -> Result<Ending> {
+    let log = log.map(|p| File::create(p).with_context(|| format!("cannot write {}", p.display()))).transpose()?;
+    let input = if interactive { Stdio::piped() } else { Stdio::null() };
+    let mut qemu = with_parent(qemu);
+    let mut child = qemu.stdin(input).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
+    let start = Instant::now();
+    let stdout = child.stdout.take().expect("piped");
+    let (sender, events) = mpsc::channel();
+    let reader = thread::spawn(move || read_console(stdout, Console::new(symbols, log), &sender));
+    if let Some(mut to_guest) = child.stdin.take() {
+        // Ends with the process: a blocked read of a terminal cannot be called back.
+        thread::spawn(move || io::copy(&mut io::stdin().lock(), &mut to_guest));
+    }
+
+    let ending = wait(&mut child, &events, machine, limits, start)?;
+    // Whatever was still in the pipe.
+    reader.join().expect("the console does not panic")?;
+    Ok(ending)
+}
+
+/// `command`, made to end when we do, whatever ends us.
+fn with_parent(command: Command) -> Command {
+    let Some(setpriv) = apt::find_program("setpriv") else { return command };
+    let mut wrapped = Command::new(setpriv);
+    wrapped.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program()).args(command.get_args());
+    wrapped
+}
+
+fn read_console(mut from: ChildStdout, mut console: Console, events: &Sender<Event>) -> io::Result<()> {
+    let (mut buffer, mut alive) = ([0; 4096], false);
+    loop {
+        let len = from.read(&mut buffer)?;
+        if len == 0 {
+            break;
+        }
+        if !alive {
+            alive = true;
+            let _ = events.send(Event::Alive);
+        }
+        let mut out = io::stdout().lock();
+        console.feed(&buffer[..len], &mut out)?;
+        out.flush()?;
+    }
+    console.end(&mut io::stdout().lock())?;
+    let _ = events.send(Event::End);
+    Ok(())
+}
+
+fn wait(
+    child: &mut Child,
+    events: &Receiver<Event>,
+    machine: &Machine,
+    limits: &Limits,
+    start: Instant,
+) -> Result<Ending> {
+    let mut silence = limits.silence;
+    loop {
+        let patience = [silence, limits.total].into_iter().flatten().min().unwrap_or(Duration::MAX);
+        match events.recv_timeout(patience.saturating_sub(start.elapsed()).min(Duration::from_secs(3600))) {
+            Ok(Event::Alive) => silence = None,
+            Ok(Event::End) | Err(RecvTimeoutError::Disconnected) => return Ok(Ending::Exit(child.wait()?.code())),
+            Err(RecvTimeoutError::Timeout) if start.elapsed() < patience => {}
+            Err(RecvTimeoutError::Timeout) if silence == Some(patience) => {
+                end(child, machine)?;
+                return Ok(Ending::Silent);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                eprintln!("\n{} s are over; asking every CPU where it is", patience.as_secs());
+                if let Err(error) = Qmp::connect(&machine.qmp).and_then(|mut qmp| qmp.execute("inject-nmi")) {
+                    eprintln!("QEMU's monitor does not answer: {error:#}");
+                } else {
+                    let _ = wait_for_end(events, limits.report);
+                }
+                end(child, machine)?;
+                return Ok(Ending::TimedOut);
+            }
+        }
+    }
+}
+
+/// Waits for the console's end.
+fn wait_for_end(events: &Receiver<Event>, patience: Duration) -> Result<(), RecvTimeoutError> {
+    let start = Instant::now();
+    loop {
+        if let Event::End = events.recv_timeout(patience.saturating_sub(start.elapsed()))? {
+            return Ok(());
+        }
+    }
+}
+
+/// Ends QEMU: by request, else by force.
+fn end(child: &mut Child, machine: &Machine) -> Result<()> {
+    if child.try_wait()?.is_some() {
+        return Ok(());
+    }
+    let asked = Qmp::connect(&machine.qmp).and_then(|mut qmp| qmp.execute("quit"));
+    let start = Instant::now();
+    while asked.is_ok() && start.elapsed() < QUIT {
+        if child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().context("cannot end QEMU")?;
+    child.wait()?;
+    Ok(())
+}
