@@ -17,7 +17,7 @@
 //!   loaded another. A CPU that loads a root flushes its TLB (no PCIDs).
 
 use crate::fork;
-use crate::pgtable::{Table, alloc_pgd, free_pgd};
+use crate::pgtable::{Table, alloc_pgd, free_pgd, init_stash};
 use crate::rss::RssStat;
 use crate::tree::MmTree;
 use crate::vma::{VmaInfo, VmaPtr};
@@ -34,9 +34,10 @@ use slab::KArc;
 /// Physical address of the zero page; 0 before `init`.
 static ZERO_PAGE: AtomicUsize = AtomicUsize::new(0);
 
-/// Sets the crate up: allocates the zero page. Once at boot, after page_alloc; more calls do
-/// nothing (host tests).
+/// Sets the crate up: the zero page, the CPUs' stashes of tables. Once at boot, after page_alloc
+/// and percpu and [`crate::set_kernel_pgd`]; more calls do nothing (host tests).
 pub fn init() -> Result<(), MmError> {
+    init_stash()?;
     if ZERO_PAGE.load(Acquire) != 0 {
         return Ok(());
     }

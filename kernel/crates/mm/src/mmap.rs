@@ -155,7 +155,7 @@ impl Mm {
     /// Unmaps `addr..addr + len`; holes are fine. May sleep. Errors: Invalid, NoMemory.
     pub fn munmap(&self, addr: usize, len: usize) -> Result<(), MmError> {
         let len = page_align(len).filter(|&l| l != 0).ok_or(MmError::Invalid)?;
-        if addr % PAGE_SIZE != 0 || len > TASK_SIZE || addr > TASK_SIZE - len {
+        if !addr.is_multiple_of(PAGE_SIZE) || len > TASK_SIZE || addr > TASK_SIZE - len {
             return Err(MmError::Invalid);
         }
         let mut tree = self.mmap_lock().write();
@@ -166,7 +166,7 @@ impl Mm {
     /// limit. Returns its start. May sleep.
     pub fn map_stack(&self, top: usize, size: usize) -> Result<usize, MmError> {
         let size = page_align(size).filter(|&s| s != 0 && s < top).ok_or(MmError::Invalid)?;
-        if top % PAGE_SIZE != 0 || !in_task(top - size, size) {
+        if !top.is_multiple_of(PAGE_SIZE) || !in_task(top - size, size) {
             return Err(MmError::Invalid);
         }
         let flags = VmFlags::READ
@@ -358,7 +358,7 @@ pub(crate) fn merge_with_prev(tree: &mut MmTree, v: VmaPtr) -> VmaPtr {
 fn choose_address(tree: &MmTree, args: &MapArgs, len: usize) -> Result<usize, MmError> {
     let noreplace = args.flags.contains(MapFlags::FIXED_NOREPLACE);
     if noreplace || args.flags.contains(MapFlags::FIXED) {
-        if args.addr % PAGE_SIZE != 0 {
+        if !args.addr.is_multiple_of(PAGE_SIZE) {
             return Err(MmError::Invalid);
         }
         if !in_task(args.addr, len) {

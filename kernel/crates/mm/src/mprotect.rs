@@ -86,7 +86,7 @@ impl Mm {
 
 /// Start and end of an aligned range of pages; None if it is empty.
 fn checked_range(addr: usize, len: usize) -> Result<Option<(usize, usize)>, MmError> {
-    if addr % PAGE_SIZE != 0 {
+    if !addr.is_multiple_of(PAGE_SIZE) {
         return Err(MmError::Invalid);
     }
     let len = page_align(len).ok_or(MmError::NoMemory)?;

@@ -53,7 +53,7 @@ impl Mm {
         let old_len = page_align(old_len).filter(|&l| l != 0).ok_or(MmError::Invalid)?;
         let new_len = page_align(new_len).filter(|&l| l != 0).ok_or(MmError::Invalid)?;
         let fixed = flags.contains(RemapFlags::FIXED);
-        if addr % PAGE_SIZE != 0
+        if !addr.is_multiple_of(PAGE_SIZE)
             || !in_task(addr, old_len)
             || (fixed && !flags.contains(RemapFlags::MAYMOVE))
         {
@@ -63,7 +63,7 @@ impl Mm {
         let v = tree.find_exact(addr).ok_or(MmError::Fault)?;
         if fixed {
             let apart = new_addr >= addr + old_len || addr >= new_addr.wrapping_add(new_len);
-            if new_addr % PAGE_SIZE != 0 || !in_task(new_addr, new_len) || !apart {
+            if !new_addr.is_multiple_of(PAGE_SIZE) || !in_task(new_addr, new_len) || !apart {
                 return Err(MmError::Invalid);
             }
         } else if new_len <= old_len {

@@ -224,12 +224,6 @@ static VMA_CACHE: KmemCache = KmemCache::new_static(
     CacheFlags::HWCACHE_ALIGN,
 );
 
-/// The cache of areas, for statistics.
-#[cfg(test)]
-pub(crate) fn cache() -> &'static KmemCache {
-    &VMA_CACHE
-}
-
 /// Memory for one area. Dropping it gives the memory back.
 pub(crate) struct VmaMem(NonNull<MaybeUninit<Vma>>);
 

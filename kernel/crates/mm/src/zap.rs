@@ -4,8 +4,9 @@
 //! through a TLB; asking other CPUs to flush is dear, so it is done once for many pages. And exit
 //! must not pay for any of this when nobody runs the address space.
 //!
-//! Mechanism. [`Gather`] collects what has been taken out, flushes, then lets go. At exit, with no
-//! CPU left in the mm's cpumask, it lets go at once. Table pages travel the same way.
+//! Mechanism. [`Gather`] collects what has been taken out, flushes, then lets go of all of it. At
+//! exit, with no CPU left in the mm's cpumask, there is nothing to flush. Table pages travel the
+//! same way.
 //!
 //! Three ways to clear entries:
 //! - `unmap_range`: `mmap_lock` held for write (or exit), the areas gone from `i_mmap`: nobody else
@@ -30,25 +31,27 @@ use core::convert::Infallible;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{Ordering::SeqCst, fence};
 use ksync::arch;
-use page_alloc::PageRef;
+use page_alloc::{PageRef, put_pages};
 
-/// Pages and tables per flush. 1 KiB of stack.
-const BATCH: usize = 128;
-/// Tag of a batch entry that is a table.
-const IS_TABLE: usize = 1;
+/// Pages let go of at once. 1 KiB of stack.
+const BATCH: usize = 112;
+/// Tables let go of at once.
+const TABLES: usize = 16;
 
 /// What was taken out and not yet let go. Lets go of the rest when dropped.
 pub(crate) struct Gather<'a> {
     mm: &'a Mm,
-    /// No CPU can have translations: let go at once.
+    /// No CPU can have translations: no flush is needed.
     quiet: bool,
     /// Smallest range that covers the entries cleared since the last flush.
     start: usize,
     end: usize,
-    nr: usize,
-    batch: [MaybeUninit<usize>; BATCH],
+    nr_pages: usize,
+    nr_tables: usize,
     rss: RssDelta,
-    tables: usize,
+    tables_freed: usize,
+    pages: [MaybeUninit<PageRef>; BATCH],
+    tables: [MaybeUninit<Table>; TABLES],
 }
 
 /// The counter a page-table entry is counted in.
@@ -83,40 +86,45 @@ impl<'a> Gather<'a> {
             quiet,
             start: usize::MAX,
             end: 0,
-            nr: 0,
-            batch: [const { MaybeUninit::uninit() }; BATCH],
+            nr_pages: 0,
+            nr_tables: 0,
             rss: [0; NR_RSS],
-            tables: 0,
+            tables_freed: 0,
+            pages: [const { MaybeUninit::uninit() }; BATCH],
+            tables: [const { MaybeUninit::uninit() }; TABLES],
         }
     }
 
     /// Takes over what the entry `pte`, just cleared at `va`, owned.
     #[inline(always)]
     pub(crate) fn pte(&mut self, pte: Pte, va: usize) {
+        self.cover(va, 1 << L1_SHIFT);
         if pte.is_special() {
-            self.cover(va, 1 << L1_SHIFT);
             return;
         }
         self.rss[rss_kind(pte) as usize] -= 1;
-        if self.quiet {
-            pte.page().put();
-            return;
+        self.pages[self.nr_pages].write(pte.page());
+        self.nr_pages += 1;
+        if self.nr_pages == BATCH {
+            self.flush();
         }
-        self.cover(va, 1 << L1_SHIFT);
-        self.push(pte.page().as_ptr().as_ptr() as usize);
     }
 
     /// Takes over a table that covered `size` bytes at `base`.
     #[inline(always)]
     fn table(&mut self, table: Table, base: usize, size: usize) {
-        self.tables += 1;
+        self.tables_freed += 1;
         if self.quiet {
             // SAFETY: empty (INV-ZAP-2), unreachable: unlinked, and no CPU walks this mm.
             unsafe { free_table(table) };
             return;
         }
         self.cover(base, size);
-        self.push(table.virt().as_ptr() as usize | IS_TABLE);
+        self.tables[self.nr_tables].write(table);
+        self.nr_tables += 1;
+        if self.nr_tables == TABLES {
+            self.flush();
+        }
     }
 
     /// A translation in the range was narrowed.
@@ -124,15 +132,6 @@ impl<'a> Gather<'a> {
     pub(crate) fn cover(&mut self, va: usize, size: usize) {
         self.start = self.start.min(va);
         self.end = self.end.max(va + size);
-    }
-
-    #[inline(always)]
-    fn push(&mut self, entry: usize) {
-        self.batch[self.nr].write(entry);
-        self.nr += 1;
-        if self.nr == BATCH {
-            self.flush();
-        }
     }
 
     /// Flushes what was narrowed and lets go of what was taken out. Not with a spinlock that a
@@ -148,30 +147,25 @@ impl<'a> Gather<'a> {
             }
         }
         (self.start, self.end) = (usize::MAX, 0);
-        let nr = core::mem::take(&mut self.nr);
-        for entry in &self.batch[..nr] {
-            // SAFETY: the first `nr` entries have been written by `push`.
-            let entry = unsafe { entry.assume_init() };
-            if entry & IS_TABLE != 0 {
-                let pa = arch::virt_to_phys((entry & !IS_TABLE) as *const u8);
-                // SAFETY: a table that `unmap_range` took out empty; flushed since.
-                unsafe { free_table(Table::from_phys(pa)) };
-            } else if let Some(p) = core::ptr::NonNull::new(entry as *mut _) {
-                // SAFETY: from `as_ptr` of a PageRef.
-                unsafe { PageRef::from_ptr(p) }.put();
-            }
+        let (pages, tables) = (&self.pages[..self.nr_pages], &self.tables[..self.nr_tables]);
+        (self.nr_pages, self.nr_tables) = (0, 0);
+        // SAFETY: so many have been written; PageRef and its MaybeUninit have the same layout.
+        put_pages(unsafe { &*(pages as *const [MaybeUninit<PageRef>] as *const [PageRef]) });
+        for table in tables {
+            // SAFETY: written by `table`; `unmap_range` took it out empty; flushed since.
+            unsafe { free_table(table.assume_init()) };
         }
     }
 }
 
 impl Drop for Gather<'_> {
     fn drop(&mut self) {
-        if self.start < self.end || self.nr != 0 {
+        if self.start < self.end {
             self.flush();
         }
         self.mm.rss().add_all(&self.rss);
-        if self.tables != 0 {
-            self.mm.tables_freed(self.tables);
+        if self.tables_freed != 0 {
+            self.mm.tables_freed(self.tables_freed);
         }
     }
 }

@@ -34,10 +34,10 @@ mod kernel;
 mod table;
 
 pub use kernel::{MapError, PageSize, map, map_range, translate, unmap};
-pub(crate) use table::{alloc_pgd, free_pgd, free_table};
+pub(crate) use table::{alloc_pgd, free_pgd, free_table, init_stash};
 #[cfg(test)]
 pub(crate) use table::test_root;
-pub use table::{nr_user_tables, set_kernel_pgd};
+pub use table::{drain_tables, set_kernel_pgd};
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};

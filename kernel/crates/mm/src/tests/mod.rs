@@ -10,10 +10,11 @@ mod nth;
 mod stress;
 
 use crate::pgtable::{self, L1_SHIFT, Pte, find_l1, index};
-use crate::{FaultError, FaultFlags, MapArgs, MapFlags, Mm, MmUser, Prot, vma};
+use crate::{FaultError, FaultFlags, MapArgs, MapFlags, Mm, MmUser, Prot};
 use ksync::{PAGE_SIZE, rcu};
 use rmap::{AddressSpace, Filler};
-use slab::{KArc, Object};
+use slab::KArc;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
@@ -23,26 +24,27 @@ pub(crate) const PAGE: usize = PAGE_SIZE;
 /// What must be the same before and after.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Census {
-    free_pages: usize,
-    vmas: usize,
-    mms: usize,
-    spaces: usize,
-    tables: usize,
+    /// Free pages, and pages that allocators hold as theirs.
+    pages: usize,
+    /// Live objects of the caches that this crate fills, by name.
+    objects: BTreeMap<&'static str, usize>,
 }
 
 pub(crate) fn census() -> Census {
     rcu::barrier();
-    vma::cache().shrink();
-    Mm::cache().shrink();
-    AddressSpace::cache().shrink();
+    pgtable::drain_tables();
+    slab::shrink_all();
     page_alloc::drain_all();
-    Census {
-        free_pages: (0..2).map(|n| page_alloc::nr_free(n).free).sum(),
-        vmas: vma::cache().stats().active,
-        mms: Mm::cache().stats().active,
-        spaces: AddressSpace::cache().stats().active,
-        tables: pgtable::nr_user_tables(),
-    }
+    let mut pages = percpu::host::nr_populated();
+    pages += (0..2).map(|n| page_alloc::nr_free(n).free).sum::<usize>();
+    let mut objects = BTreeMap::new();
+    slab::slabinfo(|s| {
+        pages += s.pages;
+        if ["vm_area_struct", "mm_struct", "address_space", "xarray_node"].contains(&s.name) {
+            objects.insert(s.name, s.active);
+        }
+    });
+    Census { pages, objects }
 }
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -58,9 +60,9 @@ impl Machine {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         page_alloc::host::init(&[8192, 4096]);
         crate::init().unwrap();
-        // Caches that fill at first use.
-        drop(Mm::new().unwrap().mmap(&MapArgs::anon(PAGE, RW)));
-        drop(file(1));
+        // Caches that register at first use.
+        Mm::new().unwrap().mmap(&MapArgs::anon(PAGE, RW)).unwrap();
+        file(1).find_or_create_page(0).unwrap().put();
         Machine { before: census(), _alone: alone }
     }
 }
