@@ -5,7 +5,7 @@
 //! nothing but headers and code.
 
 /// Programs linked at a fixed address in the ordinary way.
-const FIXED: &[&str] = &["calls", "sigtest"];
+const FIXED: &[&str] = &["init", "calls", "sigtest", "fpu"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -22,6 +22,9 @@ fn main() {
     }
     for bin in FIXED {
         println!("cargo::rustc-link-arg-bin={bin}=--image-base=0x400000");
+    }
+    for arg in ["-static", "-pie", "--no-dynamic-linker", "-ztext"] {
+        println!("cargo::rustc-link-arg-bin=pie={arg}");
     }
     println!("cargo::rustc-link-arg-bin=tiny=-T{here}/link/tiny.ld");
 }
