@@ -56,7 +56,6 @@ pub use mm::{Mm, MmUser, init};
 pub use mmap::{MapArgs, MapFlags, Prot};
 pub use mremap::RemapFlags;
 pub use pgtable::set_kernel_pgd;
-pub use remote::SharedKey;
 pub use rss::{RssKind, RssStat};
 pub use vma::{VmFlags, VmaInfo};
 

@@ -10,9 +10,8 @@ use crate::mm::Mm;
 use crate::pgtable::{L1_SHIFT, find_l1, index};
 use crate::tree::MmTree;
 use crate::{FaultError, MmError, TASK_SIZE};
-use ksync::PAGE_SIZE;
+use ksync::{PAGE_SHIFT, PAGE_SIZE};
 use page_alloc::PageRef;
-use rmap::AddressSpace;
 use slab::KArc;
 
 impl From<FaultError> for MmError {
@@ -22,15 +21,6 @@ impl From<FaultError> for MmError {
             _ => MmError::Fault,
         }
     }
-}
-
-/// What a futex word is called by: the same for all who share the word.
-#[derive(Clone)]
-pub enum SharedKey {
-    /// Private memory: the address space (by its id) and the address.
-    Private(u64, usize),
-    /// Shared memory: the pages, the page offset, the offset in the page.
-    Shared(KArc<AddressSpace>, u64, usize),
 }
 
 impl Mm {
@@ -69,16 +59,14 @@ impl Mm {
         })
     }
 
-    /// Names the word at `addr` for futexes shared between address spaces. May sleep.
-    pub fn shared_key(&self, addr: usize) -> Result<SharedKey, MmError> {
+    /// Names the byte at `addr` for futexes between address spaces: what backs a shared mapping
+    /// (its address, as an identity only) and the offset in it, in bytes. None: private memory, or
+    /// nothing mapped. May sleep.
+    pub fn shared_object_at(&self, addr: usize) -> Option<(usize, usize)> {
         let tree = self.mmap_lock().read();
-        let v = tree.find_exact(addr).ok_or(MmError::Fault)?;
-        Ok(match &v.file {
-            Some(f) if v.is_shared() => {
-                SharedKey::Shared(f.clone(), v.pgoff_of(addr), addr % PAGE_SIZE)
-            }
-            _ => SharedKey::Private(self.id().0, addr),
-        })
+        let v = tree.find_exact(addr).filter(|v| v.is_shared())?;
+        let object = KArc::as_ptr(v.file.as_ref()?).addr();
+        Some((object, ((v.pgoff_of(addr) as usize) << PAGE_SHIFT) + addr % PAGE_SIZE))
     }
 
     /// Calls `f(page, offset, bytes)` for each page of the range, held and faulted in.

@@ -230,6 +230,10 @@ fn shared_anonymous_memory_is_shared_with_children() {
     write(&child, at + 2 * PAGE, 2).unwrap();
     assert_eq!(read(&mm, at + 2 * PAGE), Ok(2));
     assert_eq!(mm.check_invariants().rss, [0, 0, 2]);
+    let key = mm.shared_object_at(at + PAGE + 12).unwrap();
+    assert_eq!(key.1, PAGE + 12);
+    assert_eq!(child.shared_object_at(at + PAGE + 12), Some(key));
+    assert_eq!(mm.shared_object_at(at + 3 * PAGE), None);
     drop(mm);
     assert_eq!(read(&child, at), Ok(1));
 }
