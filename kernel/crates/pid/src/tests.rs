@@ -284,6 +284,19 @@ fn numbers_wrap_behind_the_reserved_ones() {
 }
 
 #[test]
+fn the_cursor_must_be_past_the_reserved_numbers() {
+    let (ns, _init) = root_with_init();
+    for nr in RESERVED_PIDS..ns.pid_max() {
+        alloc_pid_with(&ns, &[nr as i32], |_| true).unwrap();
+    }
+    let low: Vec<P> = (2..RESERVED_PIDS).map(|_| alloc_pid(&ns).unwrap()).collect();
+    assert_eq!(low.last().unwrap().nr(), RESERVED_PIDS - 1, "chosen tids leave the cursor");
+    free_pid(&low[0]);
+    assert_eq!(alloc_pid(&ns).unwrap().nr(), low[0].nr(), "the cursor is at, not past, the limit");
+    assert_eq!(alloc_pid(&ns).err(), Some(PidError::Exhausted));
+}
+
+#[test]
 fn the_last_namespace_is_32_deep() {
     let mut pair = Pair::new(PidMapKind::default());
     for level in 0..MAX_PID_NS_LEVEL as usize {

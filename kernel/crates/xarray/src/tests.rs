@@ -182,6 +182,35 @@ fn reserved_numbers_are_taken_but_not_seen() {
     assert!(idr.is_empty());
 }
 
+/// INV-XA-4: nodes outlive the sections of readers who may be in them.
+#[test]
+fn nodes_wait_for_readers() {
+    let _alone = alone();
+    rcu::barrier();
+    let before = nr_nodes();
+    let idr = Idr::new(&LOCK);
+    for id in [1, 70, 5000] {
+        let mut spare = Preload::new();
+        spare.fill(8).unwrap();
+        let mut guard = LOCK.lock();
+        let r = idr.reserve_at(&mut guard, id, &mut spare).unwrap();
+        r.publish(&mut guard, KArc::new(Thing(u64::from(id))).unwrap());
+    }
+    let full = nr_nodes();
+    assert_eq!(full - before, 6, "three bottoms, two middles, a top");
+    let reader = rcu::read_lock();
+    let seen = idr.peek(&reader, 5000).unwrap();
+    for id in [1, 70, 5000] {
+        drop(idr.remove(&mut LOCK.lock(), id));
+    }
+    assert!(idr.peek(&reader, 5000).is_none());
+    assert_eq!(seen.0, 5000);
+    assert_eq!(nr_nodes(), full);
+    drop(reader);
+    rcu::barrier();
+    assert_eq!(nr_nodes(), before);
+}
+
 #[test]
 #[should_panic(expected = "guard of another lock")]
 fn the_guard_must_be_the_maps_own() {
