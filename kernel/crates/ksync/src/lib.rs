@@ -12,28 +12,34 @@
 extern crate std;
 
 pub mod arch;
+mod completion;
 mod cpumask;
 mod lock;
 pub mod lockstat;
 mod mutex;
+#[cfg(loom)]
+pub mod planted;
 pub mod rcu;
 mod rwlock;
 mod rwsem;
 pub mod static_key;
 mod sync;
+#[cfg(not(loom))]
+pub mod trace;
 mod wait;
 
 pub use arch::{CpuHead, IrqFlags, MmId, ThreadPtr};
+pub use completion::Completion;
 pub use cpumask::CpuMask;
 pub use lock::{
-    Backend, Guard, IrqGuard, Lock, Mcs, McsLock, PreemptGuard, Queued, SpinGuard, SpinIrqGuard,
-    SpinLock, Tas, TasLock, Ticket, TicketLock,
+    Backend, Guard, IrqGuard, IrqOffGuard, Lock, Mcs, McsLock, PreemptGuard, Queued, SpinGuard, SpinIrqGuard, SpinLock,
+    Tas, TasLock, Ticket, TicketLock,
 };
 pub use lockstat::LockClass;
 pub use mutex::{Mutex, MutexGuard};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use rwsem::{RwSem, RwSemReadGuard, RwSemWriteGuard};
-pub use wait::{Completion, Interrupted, WaitEntry, WaitQueue};
+pub use wait::{Interrupted, WaitEntry, WaitQueue};
 
 /// Greatest number of possible CPUs.
 pub const NR_CPUS: usize = 512;

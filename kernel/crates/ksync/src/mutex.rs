@@ -1,36 +1,92 @@
-//! A sleeping mutual exclusion lock.
+//! The sleeping mutex: the writing half of [`RwSem`](crate::RwSem), with its fairness and its fast path.
+use crate::lockstat::{HoldStart, LockClass};
+use crate::rwsem::RawRwSem;
 use crate::sync::const_unless_loom;
-use crate::{LockClass, RwSem, RwSemWriteGuard};
+use core::cell::UnsafeCell;
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
 
-/// A sleeping lock around a `T`.
-pub struct Mutex<T: ?Sized>(RwSem<T>);
-/// Holds a [`Mutex`].
-pub type MutexGuard<'a, T> = RwSemWriteGuard<'a, T>;
+/// A sleeping lock around a `T`. Uncontended: one atomic to lock, one to unlock.
+pub struct Mutex<T: ?Sized> {
+    raw: RawRwSem,
+    class: &'static LockClass,
+    data: UnsafeCell<T>,
+}
+
+// SAFETY: the lock owns its value.
+unsafe impl<T: ?Sized + Send> Send for Mutex<T> {}
+// SAFETY: INV-RWSEM-1: one holder at a time reaches the value.
+unsafe impl<T: ?Sized + Send> Sync for Mutex<T> {}
 
 impl<T> Mutex<T> {
     const_unless_loom! {
         /// An unlocked mutex counted under `class`.
         pub fn new(value: T, class: &'static LockClass) -> Self {
-            Mutex(RwSem::new(value, class))
+            Mutex { raw: RawRwSem::new(), class, data: UnsafeCell::new(value) }
         }
     }
+
     /// Takes the value out.
     pub fn into_inner(self) -> T {
-        self.0.into_inner()
+        self.data.into_inner()
     }
 }
 
 impl<T: ?Sized> Mutex<T> {
-    /// Acquires. May sleep.
+    /// Acquires. Sleeps: thread context, preemption and IRQs on.
+    #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.write()
+        let ((), since) = self.class.acquire(|| self.raw.try_write(), || self.raw.write());
+        MutexGuard { lock: self, since, _not_send: PhantomData }
     }
-    /// Acquires if free.
+
+    /// Acquires if free. Does not sleep, but is released in thread context.
+    #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.0.try_write()
+        self.raw.try_write()?;
+        Some(MutexGuard { lock: self, since: self.class.try_acquired(), _not_send: PhantomData })
     }
-    /// The value, without locking.
+
+    /// The value, without locking: the borrow proves that nobody holds it.
     pub fn get_mut(&mut self) -> &mut T {
-        self.0.get_mut()
+        self.data.get_mut()
+    }
+
+    /// The class it is counted under.
+    pub fn class(&self) -> &'static LockClass {
+        self.class
+    }
+}
+
+/// Holds a [`Mutex`].
+#[must_use]
+pub struct MutexGuard<'a, T: ?Sized> {
+    lock: &'a Mutex<T>,
+    since: HoldStart,
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl<T: ?Sized> Drop for MutexGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.lock.class.released(&self.since);
+        self.lock.raw.unlock_write();
+    }
+}
+
+impl<T: ?Sized> Deref for MutexGuard<'_, T> {
+    type Target = T;
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: the guard holds the lock (INV-RWSEM-1).
+        unsafe { &*self.lock.data.get() }
+    }
+}
+
+impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: the guard holds the lock (INV-RWSEM-1).
+        unsafe { &mut *self.lock.data.get() }
     }
 }

@@ -1,33 +1,248 @@
-//! A sleeping reader-writer lock.
-use crate::sync::atomic::{AtomicUsize, Ordering::*};
-use crate::sync::const_unless_loom;
-use crate::{LockClass, WaitQueue};
-use core::cell::UnsafeCell;
+//! Sleeping locks: a reader-writer semaphore, and a mutex that is its writing half.
+//!
+//! # Problem
+//! Locks held across page faults and I/O must let their waiters sleep. Fast path: one atomic. Fair: first come, first
+//! served, readers that came together go together. No wake-up is lost.
+//!
+//! # Mechanism
+//! One word, and a FIFO of waiters (on their stacks) under a spinlock:
+//!
+//! ```text
+//!   63                      2        1         0
+//!  ┌─────────────────────────┬───────────┬──────────┐
+//!  │ readers                 │ WAITERS   │ WRITER   │
+//!  └─────────────────────────┴───────────┴──────────┘
+//! ```
+//!
+//! Fast paths: write is cmpxchg 0 to WRITER; read adds READER and is in if neither flag was set; releases subtract.
+//! WAITERS closes the fast paths: from then on the lock is handed out, by [`RawRwSem::grant`], only under the
+//! spinlock and in order of arrival. Grants happen at two moments: when a waiter has queued (the lock may have become
+//! free before its WAITERS was visible), and when a release finds WAITERS with nobody left inside. A reader that
+//! added itself and must take that back is for that moment like a reader leaving, and looks in the same way.
+//!
+//! A waiter sleeps until `granted`, then passes the spinlock once, so that the thread that granted has left.
+//!
+//! # Lock order
+//! The spinlock of the waiters is a leaf (IRQs stay on; under it only `arch::unpark`).
+//!
+//! # Invariants
+//! - INV-RWSEM-1: WRITER excludes readers: WRITER is set only in a word with neither WRITER nor readers; a reader is
+//!   in only if it counted itself while WRITER was clear.
+//! - INV-RWSEM-2: the list is not empty implies WAITERS (outside the spinlock: if and only if).
+//! - INV-RWSEM-3: with WAITERS set only `grant` lets anyone in.
+use crate::arch::{self, ThreadPtr};
+use crate::lock::SpinLock;
+use crate::lockstat::{HoldStart, LockClass};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use crate::sync::{const_unless_loom, planted};
+use core::cell::{Cell, UnsafeCell};
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
+use core::ptr;
 
-const WRITER: usize = usize::MAX;
+const WRITER: usize = 1;
+const WAITERS: usize = 2;
+const READER: usize = 4;
+const READERS: usize = !(WRITER | WAITERS);
+
+static WAIT_CLASS: LockClass = LockClass::new("rwsem_waiters");
+
+/// A sleeping thread. On its stack; `next` is guarded by the list's spinlock.
+struct Waiter {
+    thread: ThreadPtr,
+    writes: bool,
+    granted: AtomicBool,
+    next: Cell<*const Waiter>,
+}
+
+struct Waiters {
+    first: *const Waiter,
+    last: *const Waiter,
+}
+
+// SAFETY: listed waiters are touched only under the spinlock, and live until granted.
+unsafe impl Send for Waiters {}
+
+impl Waiters {
+    fn push(&mut self, waiter: &Waiter) {
+        // SAFETY: listed waiters live.
+        match unsafe { self.last.as_ref() } {
+            Some(last) => last.next.set(waiter),
+            None => self.first = waiter,
+        }
+        self.last = waiter;
+    }
+
+    /// The run of waiters that may go together: a writer alone, or the readers before the first writer.
+    /// Returns its length and the waiter after it.
+    fn first_run(&self) -> (usize, *const Waiter) {
+        // SAFETY: listed waiters live.
+        let Some(first) = (unsafe { self.first.as_ref() }) else { return (0, ptr::null()) };
+        let mut nr = 1;
+        let mut next = first.next.get();
+        // SAFETY: listed waiters live.
+        while let Some(w) = unsafe { next.as_ref() }.filter(|w| !first.writes && !w.writes) {
+            nr += 1;
+            next = w.next.get();
+        }
+        (nr, next)
+    }
+}
+
+/// The lock without data.
+pub(crate) struct RawRwSem {
+    word: AtomicUsize,
+    waiters: SpinLock<Waiters>,
+}
+
+impl RawRwSem {
+    const_unless_loom! {
+        pub(crate) fn new() -> Self {
+            let waiters = Waiters { first: ptr::null(), last: ptr::null() };
+            RawRwSem { word: AtomicUsize::new(0), waiters: SpinLock::new(waiters, &WAIT_CLASS) }
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn try_write(&self) -> Option<()> {
+        self.word.compare_exchange(0, WRITER, Acquire, Relaxed).ok().map(drop)
+    }
+
+    #[inline(always)]
+    pub(crate) fn write(&self) {
+        if self.try_write().is_none() {
+            self.wait(true);
+        }
+    }
+
+    #[inline(always)]
+    fn try_read(&self) -> Option<()> {
+        let mut word = self.word.load(Relaxed);
+        while word & (WRITER | WAITERS) == 0 {
+            match self.word.compare_exchange_weak(word, word + READER, Acquire, Relaxed) {
+                Ok(_) => return Some(()),
+                Err(now) => word = now,
+            }
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn read(&self) {
+        if self.word.fetch_add(READER, Acquire) & (WRITER | WAITERS) != 0 {
+            self.wait(false);
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn unlock_write(&self) {
+        let before = self.word.fetch_sub(WRITER, Release);
+        debug_assert!(before & WRITER != 0);
+        if before & WAITERS != 0 && !planted!(RwSemForgetWaiters) {
+            self.grant_waiters();
+        }
+    }
+
+    #[inline(always)]
+    fn unlock_read(&self) {
+        let before = self.word.fetch_sub(READER, Release);
+        debug_assert!(before & READERS != 0);
+        // The last one out; a writer cannot be in.
+        if before & (READERS | WAITERS) == READER | WAITERS {
+            self.grant_waiters();
+        }
+    }
+
+    #[inline(always)]
+    fn downgrade(&self) {
+        if self.word.fetch_add(READER - WRITER, Release) & WAITERS != 0 {
+            self.grant_waiters();
+        }
+    }
+
+    /// Queues and sleeps until granted. A reader comes with its READER added.
+    #[cold]
+    #[inline(never)]
+    fn wait(&self, writes: bool) {
+        let waiter =
+            Waiter { thread: arch::current(), writes, granted: AtomicBool::new(false), next: Cell::new(ptr::null()) };
+        {
+            let mut list = self.waiters.lock();
+            list.push(&waiter);
+            self.word.fetch_or(WAITERS, Relaxed);
+            if !writes {
+                self.word.fetch_sub(READER, Relaxed);
+            }
+            if !planted!(RwSemNoRecheck) {
+                self.grant(&mut list);
+            }
+        }
+        while !waiter.granted.load(Acquire) {
+            arch::park();
+        }
+        // Whoever granted may still be about to unpark us, inside the spinlock; let that be over before we go on.
+        drop(self.waiters.lock());
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn grant_waiters(&self) {
+        self.grant(&mut self.waiters.lock());
+    }
+
+    /// Lets the first run of waiters in if it may go now. Under the spinlock.
+    fn grant(&self, list: &mut Waiters) {
+        let (nr, rest) = list.first_run();
+        // SAFETY: listed waiters live.
+        let Some(first) = (unsafe { list.first.as_ref() }) else { return };
+        let (blockers, added) = if first.writes { (WRITER | READERS, WRITER) } else { (WRITER, nr * READER) };
+        let emptied = if rest.is_null() { WAITERS } else { 0 };
+        let mut word = self.word.load(Relaxed);
+        loop {
+            if word & blockers != 0 {
+                // Who is in, or a reader about to step back, will come here when it leaves.
+                return;
+            }
+            match self.word.compare_exchange(word, word + added - emptied, Acquire, Relaxed) {
+                Ok(_) => break,
+                Err(now) => word = now,
+            }
+        }
+        let mut at = list.first;
+        list.first = rest;
+        if rest.is_null() {
+            list.last = ptr::null();
+        }
+        while !ptr::eq(at, rest) {
+            // SAFETY: it lives until it sees `granted` and has passed the spinlock we hold.
+            let waiter = unsafe { &*at };
+            at = waiter.next.get();
+            waiter.granted.store(true, Release);
+            arch::unpark(waiter.thread);
+        }
+    }
+}
 
 /// A sleeping reader-writer lock around a `T`.
 pub struct RwSem<T: ?Sized> {
-    count: AtomicUsize,
+    raw: RawRwSem,
     class: &'static LockClass,
-    queue: WaitQueue,
     data: UnsafeCell<T>,
 }
 
-// SAFETY: the lock moves its value between threads.
+// SAFETY: the lock owns its value.
 unsafe impl<T: ?Sized + Send> Send for RwSem<T> {}
-// SAFETY: readers share it, one writer owns it.
+// SAFETY: INV-RWSEM-1: readers share the value, or one writer has it.
 unsafe impl<T: ?Sized + Send + Sync> Sync for RwSem<T> {}
 
 impl<T> RwSem<T> {
     const_unless_loom! {
         /// An unlocked lock counted under `class`.
         pub fn new(value: T, class: &'static LockClass) -> Self {
-            RwSem { count: AtomicUsize::new(0), class, queue: WaitQueue::new(), data: UnsafeCell::new(value) }
+            RwSem { raw: RawRwSem::new(), class, data: UnsafeCell::new(value) }
         }
     }
+
     /// Takes the value out.
     pub fn into_inner(self) -> T {
         self.data.into_inner()
@@ -35,56 +250,46 @@ impl<T> RwSem<T> {
 }
 
 impl<T: ?Sized> RwSem<T> {
-    fn take_read(&self) -> bool {
-        self.count
-            .fetch_update(Acquire, Relaxed, |c| (c != WRITER).then(|| c + 1))
-            .is_ok()
-    }
-    fn take_write(&self) -> bool {
-        self.count
-            .compare_exchange(0, WRITER, Acquire, Relaxed)
-            .is_ok()
+    /// Acquires for reading. Sleeps: thread context, preemption and IRQs on. A thread must not take it for reading
+    /// twice: a writer that queued in between would make it wait for itself.
+    #[inline]
+    pub fn read(&self) -> RwSemReadGuard<'_, T> {
+        let ((), since) = self.class.acquire(|| self.raw.try_read(), || self.raw.read());
+        RwSemReadGuard { lock: self, since, _not_send: PhantomData }
     }
 
-    /// Acquires for reading. May sleep.
-    pub fn read(&self) -> RwSemReadGuard<'_, T> {
-        self.queue.wait_until(|| self.take_read());
-        RwSemReadGuard {
-            lock: self,
-            _not_send: PhantomData,
-        }
-    }
-    /// Acquires for writing. May sleep.
+    /// Acquires for writing. Sleeps: thread context, preemption and IRQs on.
+    #[inline]
     pub fn write(&self) -> RwSemWriteGuard<'_, T> {
-        self.queue.wait_until(|| self.take_write());
-        RwSemWriteGuard {
-            lock: self,
-            _not_send: PhantomData,
-        }
+        let ((), since) = self.class.acquire(|| self.raw.try_write(), || self.raw.write());
+        RwSemWriteGuard { lock: self, since, _not_send: PhantomData }
     }
-    /// Acquires for reading if that needs no wait.
+
+    /// Acquires for reading if that needs no wait. Does not sleep, but is released in thread context.
+    #[inline]
     pub fn try_read(&self) -> Option<RwSemReadGuard<'_, T>> {
-        self.take_read().then_some(RwSemReadGuard {
-            lock: self,
-            _not_send: PhantomData,
-        })
+        self.raw.try_read()?;
+        Some(RwSemReadGuard { lock: self, since: self.class.try_acquired(), _not_send: PhantomData })
     }
-    /// Acquires for writing if that needs no wait.
+
+    /// Acquires for writing if that needs no wait. Does not sleep, but is released in thread context.
+    #[inline]
     pub fn try_write(&self) -> Option<RwSemWriteGuard<'_, T>> {
-        if self.take_write() {
-            Some(RwSemWriteGuard {
-                lock: self,
-                _not_send: PhantomData,
-            })
-        } else {
-            None
-        }
+        self.raw.try_write()?;
+        Some(RwSemWriteGuard { lock: self, since: self.class.try_acquired(), _not_send: PhantomData })
     }
-    /// The value, without locking.
+
+    /// The value, without locking: the borrow proves that nobody holds it.
     pub fn get_mut(&mut self) -> &mut T {
         self.data.get_mut()
     }
-    /// The class.
+
+    /// Whether somebody holds it; a hint, for assertions.
+    pub fn is_locked(&self) -> bool {
+        self.raw.word.load(Relaxed) & (WRITER | READERS) != 0
+    }
+
+    /// The class it is counted under.
     pub fn class(&self) -> &'static LockClass {
         self.class
     }
@@ -94,6 +299,7 @@ impl<T: ?Sized> RwSem<T> {
 #[must_use]
 pub struct RwSemReadGuard<'a, T: ?Sized> {
     lock: &'a RwSem<T>,
+    since: HoldStart,
     _not_send: PhantomData<*mut ()>,
 }
 
@@ -101,55 +307,60 @@ pub struct RwSemReadGuard<'a, T: ?Sized> {
 #[must_use]
 pub struct RwSemWriteGuard<'a, T: ?Sized> {
     lock: &'a RwSem<T>,
+    since: HoldStart,
     _not_send: PhantomData<*mut ()>,
 }
 
 impl<'a, T: ?Sized> RwSemWriteGuard<'a, T> {
-    /// Turns a write hold into a read hold without letting a writer in between.
+    /// Turns a write hold into a read hold without letting a writer in between. Does not sleep.
     pub fn downgrade(self) -> RwSemReadGuard<'a, T> {
-        let lock = self.lock;
-        core::mem::forget(self);
-        lock.count.store(1, Release);
-        lock.queue.wake_all();
-        RwSemReadGuard {
-            lock,
-            _not_send: PhantomData,
-        }
+        let this = core::mem::ManuallyDrop::new(self);
+        let lock = this.lock;
+        lock.class.released(&this.since);
+        let since = lock.class.try_acquired();
+        lock.raw.downgrade();
+        RwSemReadGuard { lock, since, _not_send: PhantomData }
     }
 }
 
 impl<T: ?Sized> Drop for RwSemReadGuard<'_, T> {
+    #[inline]
     fn drop(&mut self) {
-        if self.lock.count.fetch_sub(1, AcqRel) == 1 {
-            self.lock.queue.wake_all();
-        }
+        self.lock.class.released(&self.since);
+        self.lock.raw.unlock_read();
     }
 }
 
 impl<T: ?Sized> Drop for RwSemWriteGuard<'_, T> {
+    #[inline]
     fn drop(&mut self) {
-        self.lock.count.store(0, Release);
-        self.lock.queue.wake_all();
+        self.lock.class.released(&self.since);
+        self.lock.raw.unlock_write();
     }
 }
 
 impl<T: ?Sized> Deref for RwSemReadGuard<'_, T> {
     type Target = T;
+    #[inline(always)]
     fn deref(&self) -> &T {
-        // SAFETY: held for reading.
+        // SAFETY: the guard holds the lock (INV-RWSEM-1).
         unsafe { &*self.lock.data.get() }
     }
 }
+
 impl<T: ?Sized> Deref for RwSemWriteGuard<'_, T> {
     type Target = T;
+    #[inline(always)]
     fn deref(&self) -> &T {
-        // SAFETY: held for writing.
+        // SAFETY: the guard holds the lock (INV-RWSEM-1).
         unsafe { &*self.lock.data.get() }
     }
 }
+
 impl<T: ?Sized> DerefMut for RwSemWriteGuard<'_, T> {
+    #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: held for writing.
+        // SAFETY: the guard holds the lock for writing (INV-RWSEM-1).
         unsafe { &mut *self.lock.data.get() }
     }
 }

@@ -14,3 +14,45 @@ macro_rules! const_unless_loom {
     };
 }
 pub(crate) use const_unless_loom;
+
+/// `[$e; N]` of a value that is not `Copy`.
+#[cfg(not(loom))]
+macro_rules! array {
+    ($e:expr) => {
+        [const { $e }; _]
+    };
+}
+#[cfg(loom)]
+macro_rules! array {
+    ($e:expr) => {
+        core::array::from_fn(|_| $e)
+    };
+}
+pub(crate) use array;
+
+/// A place where a loom test may plant a bug that it must then catch; `false`, and no code, elsewhere.
+macro_rules! planted {
+    ($bug:ident) => {{
+        #[cfg(loom)]
+        {
+            $crate::planted::is($crate::planted::Bug::$bug)
+        }
+        #[cfg(not(loom))]
+        {
+            false
+        }
+    }};
+}
+pub(crate) use planted;
+
+/// One value on cache lines of its own. Two lines, for the prefetcher that fetches pairs.
+#[repr(align(128))]
+pub(crate) struct Padded<T>(pub T);
+
+impl<T> core::ops::Deref for Padded<T> {
+    type Target = T;
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}

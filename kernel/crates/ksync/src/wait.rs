@@ -1,11 +1,39 @@
-//! Wait queues: sleep until a condition holds.
+//! Wait queues: sleep until a condition holds, without losing a wake-up.
+//!
+//! # Problem
+//! A thread looks at a condition, finds it false, and goes to sleep; between the two somebody makes it true and
+//! wakes nobody. And a wake-up meant for one of several waiters must not end with one that no longer needs it.
+//!
+//! # Mechanism
+//! The waiter's entry is on its own stack. It queues first, looks second, sleeps third; the waker makes the condition
+//! true first and looks at the queue second:
+//!
+//! ```text
+//!   waiter                          waker
+//!   queue entry                     make the condition true
+//!   full barrier                    full barrier
+//!   look at the condition           look whether anybody is queued
+//! ```
+//!
+//! So at least one sees the other. A waker takes the entry off the queue and unparks under the queue's lock, and a
+//! waiter passes that lock before it leaves, so a woken thread's stack and task outlive the waker's use of them.
+//! A waiter that was chosen by [`wake_one`](WaitQueue::wake_one) but found its condition true by itself, or is leaving
+//! because of a signal, wakes the next one instead.
+//!
+//! # Lock order
+//! The queue's lock is taken with IRQs off; under it only `arch::unpark` (run-queue locks).
+//!
+//! # Invariants
+//! - INV-WAIT-1: an entry is linked if and only if its `queued` is true; both change under the queue's lock.
+//! - INV-WAIT-2: an entry is not moved or dropped while linked (pinned; `Drop` unlinks).
+//! - INV-WAIT-3: `waiting` is true if the queue is not empty.
 use crate::arch::{self, ThreadPtr};
-use crate::sync::atomic::{AtomicU32, Ordering::*};
-use crate::sync::const_unless_loom;
+use crate::sync::atomic::{AtomicBool, Ordering::*, fence};
+use crate::sync::{const_unless_loom, planted};
 use crate::{LockClass, SpinLock};
 use core::cell::{Cell, UnsafeCell};
 use core::marker::PhantomPinned;
-use core::pin::Pin;
+use core::pin::{Pin, pin};
 use core::ptr;
 
 static CLASS: LockClass = LockClass::new("wait_queue");
@@ -14,110 +42,154 @@ static CLASS: LockClass = LockClass::new("wait_queue");
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct Interrupted;
 
-struct Head {
+/// A queue of sleeping threads.
+pub struct WaitQueue {
+    waiting: AtomicBool,
+    list: SpinLock<List>,
+}
+
+/// Doubly linked list of the entries' nodes, first come first.
+pub(crate) struct List {
     first: *const Node,
     last: *const Node,
 }
-// SAFETY: the pointers are used only under the queue's lock.
-unsafe impl Send for Head {}
 
-/// One waiter; on its stack.
-struct Node {
+// SAFETY: the nodes are touched only under the lock the list is in.
+unsafe impl Send for List {}
+
+/// One waiter. Everything is guarded by the lock of the queue it is on.
+pub(crate) struct Node {
     thread: Cell<ThreadPtr>,
     next: Cell<*const Node>,
     prev: Cell<*const Node>,
     queued: Cell<bool>,
 }
 
-/// A queue of sleeping threads.
-pub struct WaitQueue {
-    head: SpinLock<Head>,
-}
-
-impl Head {
-    fn push(&mut self, n: &Node) {
-        n.prev.set(self.last);
-        n.next.set(ptr::null());
-        if self.last.is_null() {
-            self.first = n;
-        } else {
-            // SAFETY: queued nodes live.
-            unsafe { (*self.last).next.set(n) };
+impl Node {
+    const fn new() -> Self {
+        Node {
+            thread: Cell::new(ThreadPtr::NULL),
+            next: Cell::new(ptr::null()),
+            prev: Cell::new(ptr::null()),
+            queued: Cell::new(false),
         }
-        self.last = n;
-        n.queued.set(true);
-    }
-    fn remove(&mut self, n: &Node) {
-        let (p, x) = (n.prev.get(), n.next.get());
-        if p.is_null() {
-            self.first = x;
-        } else {
-            // SAFETY: queued nodes live.
-            unsafe { (*p).next.set(x) };
-        }
-        if x.is_null() {
-            self.last = p;
-        } else {
-            // SAFETY: queued nodes live.
-            unsafe { (*x).prev.set(p) };
-        }
-        n.queued.set(false);
     }
 }
 
-/// A place in one queue, for waits on several queues at once. Pin it, [`prepare`](Self::prepare) it on its
-/// queue, check the conditions, `arch::park()`, and repeat; dropping leaves the queue.
+impl List {
+    const fn new() -> Self {
+        List { first: ptr::null(), last: ptr::null() }
+    }
+
+    fn push_back(&mut self, node: &Node) {
+        debug_assert!(!node.queued.get());
+        node.prev.set(self.last);
+        node.next.set(ptr::null());
+        // SAFETY: INV-WAIT-2: linked nodes live.
+        match unsafe { self.last.as_ref() } {
+            Some(last) => last.next.set(node),
+            None => self.first = node,
+        }
+        self.last = node;
+        node.queued.set(true);
+    }
+
+    fn remove(&mut self, node: &Node) {
+        debug_assert!(node.queued.get());
+        let (prev, next) = (node.prev.get(), node.next.get());
+        // SAFETY: INV-WAIT-2: linked nodes live.
+        match unsafe { prev.as_ref() } {
+            Some(prev) => prev.next.set(next),
+            None => self.first = next,
+        }
+        // SAFETY: as above.
+        match unsafe { next.as_ref() } {
+            Some(next) => next.prev.set(prev),
+            None => self.last = prev,
+        }
+        node.queued.set(false);
+    }
+
+    /// Takes the first off and unparks its thread. Under the queue's lock.
+    fn wake_first(&mut self) -> bool {
+        // SAFETY: INV-WAIT-2: linked nodes live.
+        let Some(first) = (unsafe { self.first.as_ref() }) else { return false };
+        self.remove(first);
+        arch::unpark(first.thread.get());
+        true
+    }
+}
+
+/// A place in a queue, for a thread that waits on several queues at once or between other work:
+///
+/// ```ignore
+/// let entry = pin!(WaitEntry::new());
+/// loop {
+///     entry.as_ref().prepare(&queue);      // queued from here on
+///     if condition() { break; }            // look after queueing
+///     arch::park();
+/// }                                        // dropping leaves the queue
+/// ```
 pub struct WaitEntry<'q> {
     queue: Cell<Option<&'q WaitQueue>>,
+    // In an UnsafeCell because wakers reach it while the owner holds references to the entry.
     node: UnsafeCell<Node>,
     _pin: PhantomPinned,
 }
 
 impl<'q> WaitEntry<'q> {
     /// An entry on no queue.
-    pub fn new() -> Self {
-        WaitEntry {
-            queue: Cell::new(None),
-            node: UnsafeCell::new(Node {
-                thread: Cell::new(ThreadPtr::NULL),
-                next: Cell::new(ptr::null()),
-                prev: Cell::new(ptr::null()),
-                queued: Cell::new(false),
-            }),
-            _pin: PhantomPinned,
-        }
+    pub const fn new() -> Self {
+        WaitEntry { queue: Cell::new(None), node: UnsafeCell::new(Node::new()), _pin: PhantomPinned }
     }
 
-    /// Puts the entry on `queue` unless it is there. Check the condition after this, before parking.
+    fn node(&self) -> &Node {
+        // SAFETY: all fields of a node are cells.
+        unsafe { &*self.node.get() }
+    }
+
+    /// Puts the entry at the end of `queue` unless it is on it already (on another it leaves that first). Look at the
+    /// condition after this, before parking. Thread context; does not sleep.
     pub fn prepare(self: Pin<&Self>, queue: &'q WaitQueue) {
-        if let Some(old) = self.queue.get()
-            && !ptr::eq(old, queue)
-        {
+        if self.queue.get().is_some_and(|old| !ptr::eq(old, queue)) {
             self.finish();
         }
         self.queue.set(Some(queue));
-        let mut head = queue.head.lock_irqsave();
-        // SAFETY: under the queue's lock; pinned, and Drop dequeues.
-        let node = unsafe { &*self.node.get() };
-        if !node.queued.get() {
-            node.thread.set(arch::current());
-            head.push(node);
+        {
+            let mut list = queue.list.lock_irqsave();
+            if !self.node().queued.get() {
+                self.node().thread.set(arch::current());
+                list.push_back(self.node());
+                queue.waiting.store(true, Relaxed);
+            }
         }
+        // Pairs with the barrier in `WaitQueue::anybody`.
+        fence(SeqCst);
     }
 
-    /// Leaves the queue; returns whether a waker had taken the entry off.
-    pub fn finish(&self) -> bool {
-        let Some(queue) = self.queue.take() else {
-            return false;
-        };
-        let mut head = queue.head.lock_irqsave();
-        // SAFETY: under the queue's lock.
-        let node = unsafe { &*self.node.get() };
-        if node.queued.get() {
-            head.remove(node);
-            return false;
+    /// Whether a waker took the entry off its queue since `prepare`. If so the entry is on no queue now.
+    pub fn was_woken(&self) -> bool {
+        let Some(queue) = self.queue.get() else { return false };
+        let list = queue.list.lock_irqsave();
+        let woken = !self.node().queued.get();
+        drop(list);
+        if woken {
+            self.queue.set(None);
         }
-        true
+        woken
+    }
+
+    /// Leaves the queue. Returns whether a waker had taken the entry off: then, if the caller has no use for the
+    /// wake-up, it should pass it on. Any number of times.
+    pub fn finish(&self) -> bool {
+        let Some(queue) = self.queue.take() else { return false };
+        let mut list = queue.list.lock_irqsave();
+        if !self.node().queued.get() {
+            return true;
+        }
+        list.remove(self.node());
+        queue.waiting.store(!list.first.is_null(), Relaxed);
+        false
     }
 }
 
@@ -131,135 +203,94 @@ impl WaitQueue {
     const_unless_loom! {
         /// An empty queue.
         pub fn new() -> Self {
-            WaitQueue { head: SpinLock::new(Head { first: ptr::null(), last: ptr::null() }, &CLASS) }
+            WaitQueue { waiting: AtomicBool::new(false), list: SpinLock::new(List::new(), &CLASS) }
         }
     }
 
-    /// Sleeps until `cond` holds. `cond` is called with no lock held and may consume what it waits for.
+    /// Sleeps until `cond` returns true. It is called with no lock held, maybe many times, and may consume what it
+    /// waits for when it returns true. Thread context, preemption and IRQs on.
+    #[inline]
     pub fn wait_until(&self, mut cond: impl FnMut() -> bool) {
-        if cond() {
-            return;
+        if !cond() {
+            let _ = self.wait_slow(cond, || false);
         }
-        let entry = core::pin::pin!(WaitEntry::new());
+    }
+
+    /// As [`wait_until`](Self::wait_until), but ends with an error when a signal is pending. (Whoever sends a signal
+    /// unparks its thread.)
+    #[inline]
+    pub fn wait_until_interruptible(&self, mut cond: impl FnMut() -> bool) -> Result<(), Interrupted> {
+        if cond() { Ok(()) } else { self.wait_slow(cond, arch::signal_pending) }
+    }
+
+    #[cold]
+    fn wait_slow(&self, mut cond: impl FnMut() -> bool, give_up: impl Fn() -> bool) -> Result<(), Interrupted> {
+        let entry = pin!(WaitEntry::new());
+        if planted!(WaitLookBeforeQueueing) && !cond() {
+            entry.as_ref().prepare(self);
+            arch::park();
+        }
         loop {
             entry.as_ref().prepare(self);
             if cond() {
                 break;
             }
-            arch::park();
-        }
-        if entry.finish() {
-            self.wake_one();
-        }
-    }
-
-    /// As [`wait_until`](Self::wait_until), but a pending signal ends it.
-    pub fn wait_until_interruptible(
-        &self,
-        mut cond: impl FnMut() -> bool,
-    ) -> Result<(), Interrupted> {
-        if cond() {
-            return Ok(());
-        }
-        let entry = core::pin::pin!(WaitEntry::new());
-        let result = loop {
-            entry.as_ref().prepare(self);
-            if cond() {
-                break Ok(());
-            }
-            if arch::signal_pending() {
-                break Err(Interrupted);
+            if give_up() {
+                let woken = entry.finish();
+                if cond() {
+                    return Ok(());
+                }
+                if woken {
+                    self.wake_one();
+                }
+                return Err(Interrupted);
             }
             arch::park();
-        };
-        if entry.finish() {
+            if entry.was_woken() && cond() {
+                return Ok(());
+            }
+        }
+        // The condition came true by itself; a wake-up that chose us since belongs to another waiter.
+        if entry.finish() && !planted!(WaitSwallowWake) {
             self.wake_one();
         }
-        result
+        Ok(())
     }
 
-    /// Wakes the longest waiting thread. Any context, spinlocks held, IRQs off.
+    /// Wakes the thread that waits longest. Make the condition true first. Any context: spinlocks held, IRQs off.
+    #[inline]
     pub fn wake_one(&self) {
-        let mut head = self.head.lock_irqsave();
-        // SAFETY: queued nodes live.
-        if let Some(n) = unsafe { head.first.as_ref() } {
-            head.remove(n);
-            arch::unpark(n.thread.get());
+        if self.anybody() {
+            self.wake_slow(1);
         }
     }
 
-    /// Wakes every waiter. Any context.
+    /// Wakes every waiting thread. Make the condition true first. Any context.
+    #[inline]
     pub fn wake_all(&self) {
-        let mut head = self.head.lock_irqsave();
-        // SAFETY: queued nodes live.
-        while let Some(n) = unsafe { head.first.as_ref() } {
-            head.remove(n);
-            arch::unpark(n.thread.get());
+        if self.anybody() {
+            self.wake_slow(usize::MAX);
         }
     }
 
-    /// Whether a thread waits; a hint.
-    pub fn has_waiters(&self) -> bool {
-        !self.head.lock_irqsave().first.is_null()
-    }
-}
-
-/// An event that happens once (or is counted).
-pub struct Completion {
-    done: AtomicU32,
-    queue: WaitQueue,
-}
-
-impl Completion {
-    const_unless_loom! {
-        /// Not complete.
-        pub fn new() -> Self {
-            Completion { done: AtomicU32::new(0), queue: WaitQueue::new() }
+    /// Whether somebody may be waiting. A full barrier, so that what the caller wrote before is seen by those who
+    /// queue from now on.
+    #[inline]
+    pub fn anybody(&self) -> bool {
+        if !planted!(WaitNoBarrier) {
+            fence(SeqCst);
         }
+        self.waiting.load(Relaxed)
     }
 
-    /// Lets one waiter go. Any context.
-    pub fn complete(&self) {
-        let _ = self
-            .done
-            .fetch_update(Release, Relaxed, |d| d.checked_add(1));
-        self.queue.wake_one();
-    }
-
-    /// Lets every waiter go, now and later. Any context.
-    pub fn complete_all(&self) {
-        self.done.store(u32::MAX, Release);
-        self.queue.wake_all();
-    }
-
-    /// Waits for a completion and consumes it. May sleep.
-    pub fn wait(&self) {
-        self.queue.wait_until(|| self.try_wait());
-    }
-
-    /// As [`wait`](Self::wait); a pending signal ends it.
-    pub fn wait_interruptible(&self) -> Result<(), Interrupted> {
-        self.queue.wait_until_interruptible(|| self.try_wait())
-    }
-
-    /// Consumes a completion if there is one.
-    pub fn try_wait(&self) -> bool {
-        self.done
-            .fetch_update(Acquire, Relaxed, |d| match d {
-                0 => None,
-                u32::MAX => Some(u32::MAX),
-                n => Some(n - 1),
-            })
-            .is_ok()
-    }
-
-    /// Whether `wait` would return at once.
-    pub fn is_done(&self) -> bool {
-        self.done.load(Acquire) != 0
-    }
-
-    /// Makes it not complete again.
-    pub fn reinit(&self) {
-        self.done.store(0, Relaxed);
+    #[cold]
+    #[inline(never)]
+    fn wake_slow(&self, nr_max: usize) {
+        let mut list = self.list.lock_irqsave();
+        let mut nr = 0;
+        while nr < nr_max && list.wake_first() {
+            nr += 1;
+        }
+        self.waiting.store(!list.first.is_null(), Relaxed);
     }
 }

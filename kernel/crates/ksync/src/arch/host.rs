@@ -1,310 +1,215 @@
 //! The host: std threads stand for tasks, a token per emulated CPU stands for "preemption off".
 //!
-//! Problem: per-CPU code is correct because at most one thread runs with preemption off on a CPU. Mechanism:
-//! the outermost `preempt_disable` (or IRQ disable) takes the token of the thread's CPU, the last enable gives
-//! it back. So several test threads may share a CPU id, as tasks do.
+//! # Problem
+//! Per-CPU code is correct because at most one thread at a time runs with preemption off on a CPU (INV-ARCH-2), and
+//! host threads know nothing of that.
+//!
+//! # Mechanism
+//! The outermost `preempt_disable` or `local_irq_save` takes the token of the thread's CPU and the last enable gives
+//! it back. So any number of test threads may share a CPU id, as tasks do. A thread belongs to the CPU it chose by
+//! [`set_cpu`], else to its number modulo `nr_cpu_ids()`. A CPU whose token nobody holds is idle for RCU: taking the
+//! token is leaving idle, giving it back a quiescent state, so grace periods need no scheduler here.
+//!
+//! A test that blocks with the token held would deadlock on the machine; here `park` panics.
+use super::{CpuHead, CpuMask, IrqFlags, MmId, ThreadPtr, cpu_to_node, nr_cpu_ids};
+use crate::{NR_CPUS, rcu};
+use std::boxed::Box;
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
-pub use imp::{init_arena, nr_tlb_flushes, reset_signal, run_on, set_cpu, set_signal_pending};
+pub use super::arena::{
+    PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, percpu_base, phys_to_virt, virt_to_phys, vmemmap_base,
+};
 
-pub(crate) mod imp {
-    use super::super::*;
-    use std::boxed::Box;
-    use std::cell::Cell;
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicBool, Ordering::*};
+struct HostThread {
+    thread: std::thread::Thread,
+}
 
-    /// log2 of the size of a window.
-    pub const PERCPU_WINDOW_SHIFT: u32 = 24;
-    /// Size of a window in bytes (16 MiB on the host).
-    pub const PERCPU_WINDOW_SIZE: usize = 1 << PERCPU_WINDOW_SHIFT;
+const UNSET: usize = usize::MAX;
 
-    struct HostThread {
-        thread: std::thread::Thread,
+static NEXT_NUMBER: AtomicUsize = AtomicUsize::new(0);
+static TOKENS: [AtomicBool; NR_CPUS] = [const { AtomicBool::new(false) }; NR_CPUS];
+static NR_TLB_FLUSHES: AtomicUsize = AtomicUsize::new(0);
+
+std::thread_local! {
+    static NUMBER: usize = NEXT_NUMBER.fetch_add(1, Relaxed);
+    /// The CPU set by `set_cpu`, or UNSET.
+    static CHOSEN: Cell<usize> = const { Cell::new(UNSET) };
+    /// The CPU whose token this thread holds, or UNSET.
+    static HELD: Cell<usize> = const { Cell::new(UNSET) };
+    static PREEMPT_COUNT: Cell<u32> = const { Cell::new(0) };
+    static IRQS_OFF: Cell<bool> = const { Cell::new(false) };
+    static SIGNAL: Cell<bool> = const { Cell::new(false) };
+    // Leaked: a ThreadPtr may outlive its thread.
+    static SELF: &'static HostThread = Box::leak(Box::new(HostThread { thread: std::thread::current() }));
+}
+
+/// The CPU this thread runs on.
+#[inline]
+pub fn smp_processor_id() -> usize {
+    match (HELD.get(), CHOSEN.get()) {
+        (UNSET, UNSET) => NUMBER.with(|n| *n) % nr_cpu_ids(),
+        (UNSET, chosen) => chosen,
+        (held, _) => held,
     }
+}
 
-    static NEXT_SEQ: AtomicUsize = AtomicUsize::new(0);
-    static TOKENS: [AtomicBool; NR_CPUS] = [const { AtomicBool::new(false) }; NR_CPUS];
-    static NR_TLB_FLUSHES: AtomicUsize = AtomicUsize::new(0);
+/// This CPU's node.
+#[inline]
+pub fn numa_node_id() -> usize {
+    cpu_to_node(smp_processor_id())
+}
 
-    std::thread_local! {
-        static SEQ: usize = NEXT_SEQ.fetch_add(1, Relaxed);
-        static CPU: Cell<usize> = const { Cell::new(usize::MAX) };
-        static PREEMPT: Cell<u32> = const { Cell::new(0) };
-        static IRQS_OFF: Cell<bool> = const { Cell::new(false) };
-        static SIGNAL: Cell<bool> = const { Cell::new(false) };
-        static SELF: &'static HostThread = Box::leak(Box::new(HostThread { thread: std::thread::current() }));
-    }
+/// Moves this thread to `cpu` for good. Preemption and IRQs on.
+pub fn set_cpu(cpu: usize) {
+    assert!(cpu < NR_CPUS && HELD.get() == UNSET, "set_cpu with preemption off");
+    CHOSEN.set(cpu);
+}
 
-    /// The CPU this thread runs on: set by [`set_cpu`], else assigned round robin.
-    #[inline]
-    pub fn smp_processor_id() -> usize {
-        let cpu = CPU.get();
-        if cpu != usize::MAX {
-            cpu
-        } else {
-            SEQ.with(|s| *s) % nr_cpu_ids()
-        }
-    }
+/// Runs `f` on `cpu`, then comes back. Preemption and IRQs on.
+pub fn run_on<R>(cpu: usize, f: impl FnOnce() -> R) -> R {
+    let before = CHOSEN.get();
+    set_cpu(cpu);
+    let r = f();
+    assert!(HELD.get() == UNSET, "run_on returned with preemption off");
+    CHOSEN.set(before);
+    r
+}
 
-    /// This CPU's node.
-    #[inline]
-    pub fn numa_node_id() -> usize {
-        cpu_to_node(smp_processor_id())
-    }
-
-    /// Moves this thread to `cpu`. Preemption must be on.
-    pub fn set_cpu(cpu: usize) {
-        assert!(cpu < NR_CPUS && !exclusive());
-        CPU.set(cpu);
-    }
-
-    /// Runs `f` on `cpu`, then comes back. Preemption must be on.
-    pub fn run_on<R>(cpu: usize, f: impl FnOnce() -> R) -> R {
-        let before = CPU.get();
-        set_cpu(cpu);
-        let r = f();
-        assert!(!exclusive());
-        CPU.set(before);
-        r
-    }
-
-    fn exclusive() -> bool {
-        PREEMPT.get() != 0 || IRQS_OFF.get()
-    }
-
-    fn take_token() {
-        // A round-robin CPU is frozen here so that it cannot change while the token is held.
-        let cpu = smp_processor_id();
-        CPU.set(cpu);
-        while TOKENS[cpu]
-            .compare_exchange_weak(false, true, Acquire, Relaxed)
-            .is_err()
-        {
-            std::thread::yield_now();
-        }
-    }
-
-    fn give_token() {
-        TOKENS[CPU.get()].store(false, Release);
-    }
-
-    /// Forbids preemption: takes the CPU's token. Nests.
-    pub fn preempt_disable() {
-        if !exclusive() {
-            take_token();
-        }
-        PREEMPT.set(PREEMPT.get() + 1);
-    }
-
-    /// Undoes one [`preempt_disable`].
-    pub fn preempt_enable() {
-        let n = PREEMPT.get();
-        assert!(n > 0, "preempt_enable without preempt_disable");
-        PREEMPT.set(n - 1);
-        if !exclusive() {
-            give_token();
-        }
-    }
-
-    /// Same as [`preempt_enable`] on the host.
-    pub fn preempt_enable_no_resched() {
-        preempt_enable();
-    }
-
-    /// How many [`preempt_disable`] are in force in this thread.
-    pub fn preempt_count() -> u32 {
-        PREEMPT.get()
-    }
-
-    /// Whether this thread's emulated interrupt flag is off.
-    pub fn irqs_disabled() -> bool {
-        IRQS_OFF.get()
-    }
-
-    /// Disables emulated interrupts; returns the state before.
-    pub fn local_irq_save() -> IrqFlags {
-        let off = IRQS_OFF.get();
-        if !exclusive() {
-            take_token();
-        }
-        IRQS_OFF.set(true);
-        IrqFlags(off as usize)
-    }
-
-    /// Restores the state `local_irq_save` returned.
-    pub fn local_irq_restore(flags: IrqFlags) {
-        assert!(IRQS_OFF.get());
-        IRQS_OFF.set(flags.0 != 0);
-        if !exclusive() {
-            give_token();
-        }
-    }
-
-    /// A spin loop's pause; lets another host thread run.
-    pub fn cpu_relax() {
+fn take_token() {
+    let cpu = smp_processor_id();
+    while TOKENS[cpu].compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
         std::thread::yield_now();
     }
+    HELD.set(cpu);
+    rcu::host_token_taken(cpu_head(cpu));
+}
 
-    /// Monotonic nanoseconds.
-    pub fn get_cycles() -> u64 {
-        static START: OnceLock<std::time::Instant> = OnceLock::new();
-        START
-            .get_or_init(std::time::Instant::now)
-            .elapsed()
-            .as_nanos() as u64
+fn give_token() {
+    let cpu = HELD.get();
+    rcu::host_token_given(cpu_head(cpu));
+    HELD.set(UNSET);
+    TOKENS[cpu].store(false, Release);
+}
+
+fn give_token_if_last() {
+    if PREEMPT_COUNT.get() == 0 && !IRQS_OFF.get() {
+        give_token();
     }
+}
 
-    /// The running thread.
-    pub fn current() -> ThreadPtr {
-        SELF.with(|s| ThreadPtr(*s as *const HostThread as *mut ()))
+/// Forbids preemption until the matching [`preempt_enable`]: takes the CPU's token. Nests.
+pub fn preempt_disable() {
+    if HELD.get() == UNSET {
+        take_token();
     }
+    PREEMPT_COUNT.set(PREEMPT_COUNT.get() + 1);
+}
 
-    /// Blocks until unparked. Panics with preemption off: that would be a deadlock on the machine.
-    pub fn park() {
-        assert!(!exclusive(), "park with preemption or IRQs off");
-        std::thread::park();
+/// Undoes one [`preempt_disable`].
+pub fn preempt_enable() {
+    let n = PREEMPT_COUNT.get();
+    assert!(n > 0, "preempt_enable without preempt_disable");
+    PREEMPT_COUNT.set(n - 1);
+    give_token_if_last();
+}
+
+/// The same as [`preempt_enable`] here.
+pub fn preempt_enable_no_resched() {
+    preempt_enable();
+}
+
+/// How many [`preempt_disable`] are in force in this thread.
+pub fn preempt_count() -> u32 {
+    PREEMPT_COUNT.get()
+}
+
+/// Whether this thread's emulated interrupt flag is off.
+pub fn irqs_disabled() -> bool {
+    IRQS_OFF.get()
+}
+
+/// Disables emulated interrupts; returns the state before.
+pub fn local_irq_save() -> IrqFlags {
+    if HELD.get() == UNSET {
+        take_token();
     }
+    IrqFlags(IRQS_OFF.replace(true) as usize)
+}
 
-    /// Wakes `t` or saves its token. Any context.
-    pub fn unpark(t: ThreadPtr) {
-        // SAFETY: made by `current`, from a leaked box.
-        unsafe { &*(t.0 as *const HostThread) }.thread.unpark();
-    }
+/// Restores the state `local_irq_save` returned.
+pub fn local_irq_restore(flags: IrqFlags) {
+    assert!(IRQS_OFF.get(), "local_irq_restore without local_irq_save");
+    IRQS_OFF.set(flags.0 != 0);
+    give_token_if_last();
+}
 
-    /// This thread's emulated pending signal.
-    pub fn signal_pending() -> bool {
-        SIGNAL.get()
-    }
+/// The pause of a spin loop; lets another host thread run, for there may be fewer host CPUs than emulated ones.
+pub fn cpu_relax() {
+    std::thread::yield_now();
+}
 
-    /// Sets this thread's emulated pending signal.
-    pub fn set_signal_pending(on: bool) {
-        SIGNAL.set(on);
-    }
+/// Nanoseconds since the first call.
+pub fn get_cycles() -> u64 {
+    static START: OnceLock<std::time::Instant> = OnceLock::new();
+    START.get_or_init(std::time::Instant::now).elapsed().as_nanos() as u64
+}
 
-    /// Clears this thread's emulated pending signal.
-    pub fn reset_signal() {
-        SIGNAL.set(false);
-    }
+/// The running thread.
+pub fn current() -> ThreadPtr {
+    SELF.with(|s| ThreadPtr(*s as *const HostThread as *mut ()))
+}
 
-    pub(in super::super) fn flush_tlb_range_imp(_: &CpuMask, _: MmId, _: usize, _: usize) {
-        NR_TLB_FLUSHES.fetch_add(1, Relaxed);
-    }
+/// Blocks until unparked. Panics with preemption or IRQs off: on the machine that would be a deadlock.
+pub fn park() {
+    assert!(HELD.get() == UNSET, "park with preemption or IRQs off");
+    std::thread::park();
+}
 
-    /// How often a TLB flush was asked for.
-    pub fn nr_tlb_flushes() -> usize {
-        NR_TLB_FLUSHES.load(Relaxed)
-    }
+/// Wakes `t` or saves its token. Any context.
+pub fn unpark(t: ThreadPtr) {
+    // SAFETY: handles come from `current`, which leaks what they point at.
+    unsafe { &*(t.0 as *const HostThread) }.thread.unpark();
+}
 
-    /// Counts as a flush.
-    pub fn flush_tlb_local_page(_va: usize) {}
+/// This thread's emulated pending signal.
+pub fn signal_pending() -> bool {
+    SIGNAL.get()
+}
 
-    /// Clears the page at `p`.
-    ///
-    /// # Safety
-    /// `p` is page aligned and the page is the caller's.
-    pub unsafe fn clear_page(p: *mut u8) {
-        debug_assert!(p as usize % 4096 == 0);
-        // SAFETY: the caller's.
-        unsafe { core::ptr::write_bytes(p, 0, 4096) }
-    }
+/// Sets this thread's emulated pending signal.
+pub fn set_signal_pending(on: bool) {
+    SIGNAL.set(on);
+}
 
-    /// Copies a page.
-    ///
-    /// # Safety
-    /// Both are page aligned, `dst` is the caller's, and `src` is not written meanwhile.
-    pub unsafe fn copy_page(dst: *mut u8, src: *const u8) {
-        // SAFETY: the caller's.
-        unsafe { core::ptr::copy_nonoverlapping(src, dst, 4096) }
-    }
+pub(super) fn flush_tlb_range(_: &CpuMask, _: MmId, _: usize, _: usize) {
+    NR_TLB_FLUSHES.fetch_add(1, Relaxed);
+}
 
-    unsafe extern "C" {
-        fn mmap(addr: *mut u8, len: usize, prot: i32, flags: i32, fd: i32, off: i64) -> *mut u8;
-    }
+/// How often [`flush_tlb_range`](super::flush_tlb_range) was called in this process.
+pub fn nr_tlb_flushes() -> usize {
+    NR_TLB_FLUSHES.load(Relaxed)
+}
 
-    /// Reserves zeroed memory that costs nothing until touched.
-    fn reserve(bytes: usize) -> usize {
-        const PROT_READ_WRITE: i32 = 3;
-        const PRIVATE_ANON_NORESERVE: i32 = 0x2 | 0x20 | 0x4000;
-        // SAFETY: a fresh private mapping.
-        let p = unsafe {
-            mmap(
-                core::ptr::null_mut(),
-                bytes,
-                PROT_READ_WRITE,
-                PRIVATE_ANON_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        assert!(p as isize != -1, "mmap of {bytes} bytes failed");
-        p as usize
-    }
+/// Does nothing here.
+pub fn flush_tlb_local_page(_va: usize) {}
 
-    struct Arena {
-        bytes: usize,
-        direct: usize,
-        vmemmap: usize,
-    }
-    static ARENA: OnceLock<Arena> = OnceLock::new();
-    static WINDOWS: OnceLock<usize> = OnceLock::new();
+pub(super) fn kick_cpu(_cpu: usize) {}
 
-    /// Makes the arena that stands for physical memory `0..bytes`; later calls keep the first one.
-    /// Returns its size in bytes.
-    pub fn init_arena(bytes: usize) -> usize {
-        let bytes = bytes.next_multiple_of(4096);
-        ARENA
-            .get_or_init(|| Arena {
-                bytes,
-                direct: reserve(bytes),
-                vmemmap: reserve(bytes / 4096 * 64),
-            })
-            .bytes
-    }
+/// Start of this CPU's window.
+#[inline]
+pub fn this_cpu_base() -> usize {
+    percpu_base(smp_processor_id())
+}
 
-    fn arena() -> &'static Arena {
-        ARENA.get().expect("arch::host::init_arena was not called")
-    }
+#[inline]
+pub(super) fn cpu_head(cpu: usize) -> &'static CpuHead {
+    // SAFETY: INV-ARCH-1: `percpu_base` initialised every head, and nothing unmaps the windows.
+    unsafe { &*(percpu_base(cpu) as *const CpuHead) }
+}
 
-    /// Address of physical address `pa` in the arena.
-    #[inline]
-    pub fn phys_to_virt(pa: usize) -> *mut u8 {
-        (arena().direct + pa) as *mut u8
-    }
-
-    /// Physical address of an arena address.
-    #[inline]
-    pub fn virt_to_phys(va: *const u8) -> usize {
-        va as usize - arena().direct
-    }
-
-    /// Address of the page descriptor of frame 0.
-    #[inline]
-    pub fn vmemmap_base() -> usize {
-        arena().vmemmap
-    }
-
-    /// Start of `cpu`'s window.
-    #[inline]
-    pub fn percpu_base(cpu: usize) -> usize {
-        let base = *WINDOWS.get_or_init(|| {
-            let base = reserve(NR_CPUS << PERCPU_WINDOW_SHIFT);
-            for cpu in 0..NR_CPUS {
-                // SAFETY: inside the mapping, zeroed, and a zeroed head is valid.
-                let head = unsafe { &*((base + (cpu << PERCPU_WINDOW_SHIFT)) as *const CpuHead) };
-                head.init(cpu, cpu_to_node(cpu));
-            }
-            base
-        });
-        base + (cpu << PERCPU_WINDOW_SHIFT)
-    }
-
-    /// Start of this CPU's window.
-    #[inline]
-    pub fn this_cpu_base() -> usize {
-        percpu_base(smp_processor_id())
-    }
-
-    pub(crate) fn token_held(cpu: usize) -> bool {
-        TOKENS[cpu].load(SeqCst)
-    }
+#[inline]
+pub(super) fn this_cpu_head() -> &'static CpuHead {
+    cpu_head(smp_processor_id())
 }
