@@ -18,6 +18,8 @@ mod page;
 mod registry;
 mod sheaf;
 mod slow;
+#[cfg(test)]
+mod tests;
 
 pub use arc::{KArc, KArcUninit};
 pub use cache::{CacheFlags, CacheStats, Ctor, CtorError, DestroyError, Dtor, KmemCache};

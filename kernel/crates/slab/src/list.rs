@@ -382,6 +382,7 @@ mod tests {
 
     #[test]
     fn an_element_is_in_one_list_per_slot() {
+        let _machine = crate::tests::machine();
         let mut a = List::<Item, 0>::new();
         let mut b = List::<Item, 0>::new();
         let mut other_slot = List::<Item, 1>::new();
@@ -399,6 +400,7 @@ mod tests {
 
     #[test]
     fn order() {
+        let _machine = crate::tests::machine();
         let mut a = List::<Item, 0>::new();
         for i in 0..5 {
             let x = KArc::new(Item(i)).unwrap();

@@ -1,0 +1,225 @@
+//! What single operations promise.
+
+use super::*;
+use crate::sheaf::BARN_FULL_MAX;
+use core::alloc::{GlobalAlloc, Layout};
+use page_alloc::fault_inject;
+
+#[test]
+fn a_static_cache_comes_and_goes() {
+    let _machine = machine();
+    static CACHE: KmemCache = KmemCache::new_static("static", 100, 8, CacheFlags::empty());
+    let before = free_pages();
+    assert_eq!(CACHE.stats().total, 0);
+    for _ in 0..2 {
+        let object = take(&CACHE).unwrap();
+        assert_eq!(CACHE.active(), 1);
+        let mut found = 0;
+        slabinfo(|stats| found += (stats.name == "static" && stats.active == 1) as usize);
+        assert_eq!(found, 1);
+        assert_eq!(destroy(&CACHE), Err(DestroyError::Busy(1)));
+        give_back(&CACHE, object);
+        assert_eq!(destroy(&CACHE), Ok(()));
+        slabinfo(|stats| assert!(stats.name != "static"));
+    }
+    assert_eq!(free_pages(), before);
+}
+
+#[test]
+fn objects_stay_on_their_node() {
+    let _machine = machine();
+    let cache = test_cache("local", 1024, 8, CacheFlags::empty());
+    let take_many = |cpu| {
+        on(cpu, || {
+            (0..50).map(|_| take(cache).unwrap()).collect::<Vec<_>>()
+        })
+    };
+    let (first, last) = (take_many(0), take_many(NR_CPUS - 1));
+    assert!(first.iter().all(|&o| node_of(o) == 0));
+    assert!(last.iter().all(|&o| node_of(o) == 1));
+    // Each frees the other's; what it allocates next is its own all the same.
+    on(0, || last.into_iter().for_each(|o| give_back(cache, o)));
+    on(NR_CPUS - 1, || {
+        first.into_iter().for_each(|o| give_back(cache, o))
+    });
+    assert_eq!(cache.active(), 0);
+    let (first, last) = (take_many(0), take_many(NR_CPUS - 1));
+    assert!(first.iter().all(|&o| node_of(o) == 0));
+    assert!(last.iter().all(|&o| node_of(o) == 1));
+    on(0, || {
+        first
+            .into_iter()
+            .chain(last)
+            .for_each(|o| give_back(cache, o))
+    });
+    destroy(cache).unwrap();
+}
+
+#[test]
+fn sheaves_bound_what_is_cached() {
+    let _machine = machine();
+    let cache = test_cache("bound", 4096, 8, CacheFlags::empty());
+    let objects: Vec<_> = (0..200).map(|_| on(0, || take(cache).unwrap())).collect();
+    objects
+        .into_iter()
+        .for_each(|o| on(0, || give_back(cache, o)));
+    // Spare and the barn, of 4 objects each, and some in main.
+    let cached = cache.stats().cached;
+    assert!(
+        cached > 4 * (1 + BARN_FULL_MAX) && cached <= 4 * (2 + BARN_FULL_MAX),
+        "{cached}"
+    );
+    assert_eq!(cache.active(), 0);
+    assert!(cache.shrink() > 0);
+    assert_eq!((cache.stats().cached, cache.stats().total), (0, 0));
+    destroy(cache).unwrap();
+}
+
+#[test]
+fn the_last_freed_is_the_next_allocated() {
+    let _machine = machine();
+    let cache = test_cache("lifo", 64, 8, CacheFlags::empty());
+    on(1, || {
+        let object = take(cache).unwrap();
+        give_back(cache, object);
+        let again = take(cache).unwrap();
+        assert_eq!(object, again);
+        give_back(cache, again);
+    });
+    destroy(cache).unwrap();
+}
+
+#[test]
+fn memory_of_another_node_is_used_when_there_is_no_other() {
+    let _machine = machine();
+    let cache = test_cache("far", 512, 8, CacheFlags::empty());
+    let hog = Hog::node(0);
+    let (here, far) = on(0, || (cache.alloc(Gfp::THISNODE), take(cache).unwrap()));
+    assert_eq!((here, node_of(far)), (Err(AllocError), 1));
+    // The far slab's other objects serve the next allocations: no page each.
+    let more: Vec<_> = on(0, || (0..3).map(|_| take(cache).unwrap()).collect());
+    assert!(cache.stats().total < 20);
+    on(0, || {
+        more.into_iter()
+            .chain([far])
+            .for_each(|o| give_back(cache, o))
+    });
+    drop(hog);
+    destroy(cache).unwrap();
+}
+
+#[test]
+fn failures_are_injected_once_per_allocation() {
+    let _machine = machine();
+    let cache = test_cache("inject", 64, 8, CacheFlags::empty());
+    assert!(fault_inject::set_fail_nth(2));
+    let first = take(cache).unwrap();
+    assert_eq!(take(cache), Err(AllocError));
+    assert!(fault_inject::set_fail_nth(1));
+    let exempt = cache.alloc(Gfp::NOFAULT_INJECT).unwrap();
+    assert_eq!(fault_inject::fail_nth(), 1);
+    assert!(KBox::new(1u64).is_err() && KBox::new(1u64).is_ok());
+    give_back(cache, first);
+    give_back(cache, exempt);
+    destroy(cache).unwrap();
+}
+
+#[test]
+fn registering_fails_cleanly() {
+    let _machine = machine();
+    static CACHE: KmemCache = KmemCache::new_static("unlucky", 100, 8, CacheFlags::empty());
+    let create =
+        |size, align| KmemCache::create("no", size, align, None, None, CacheFlags::empty());
+    let before = free_pages();
+    let mut made = Vec::new();
+    {
+        let _hog = Hog::new();
+        assert_eq!(take(&CACHE), Err(AllocError));
+        // Some may fit into slabs that exist.
+        made.extend(core::iter::from_fn(|| create(8, 8).ok()));
+        assert_eq!(take(&CACHE), Err(AllocError));
+    }
+    assert!(made.len() < 100);
+    made.into_iter().for_each(|cache| destroy(cache).unwrap());
+    assert_eq!(destroy(&CACHE), Ok(()));
+    assert_eq!(free_pages(), before);
+    assert!(create(1 << 20, 8).is_err() && create(8, 8192).is_err());
+}
+
+#[test]
+fn typesafe_slabs_wait_for_readers() {
+    let _machine = machine();
+    let cache = test_cache("typesafe", 4096, 8, CacheFlags::TYPESAFE_BY_RCU);
+    let before = free_pages();
+    let objects: Vec<_> = (0..40).map(|_| take(cache).unwrap()).collect();
+    // SAFETY: a live object.
+    unsafe { objects[7].cast::<u64>().write(MAGIC) };
+    let seen = objects[7];
+    objects.into_iter().for_each(|o| give_back(cache, o));
+    // SAFETY: freed, but of a TYPESAFE cache, and its memory is still a slab of it.
+    assert_eq!(unsafe { seen.cast::<u64>().read() }, MAGIC);
+    assert_eq!(free_pages(), before);
+    destroy(cache).unwrap();
+}
+
+#[test]
+fn the_heap_serves_all_sizes() {
+    let _machine = machine();
+    let before = free_pages();
+    let mut held = Vec::new();
+    for size in [
+        1, 8, 9, 64, 65, 96, 100, 192, 200, 4096, 5000, 8192, 8193, 100_000,
+    ] {
+        for align in [1, 8, 64, 256, 4096] {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            // SAFETY: the layout is not empty; the memory is of that size.
+            let memory = unsafe { KernelHeap.alloc(layout) };
+            assert!(!memory.is_null() && (memory as usize).is_multiple_of(align));
+            // SAFETY: as above.
+            unsafe { memory.write_bytes(size as u8, size) };
+            held.push((memory, layout));
+        }
+    }
+    for (memory, layout) in held {
+        // SAFETY: allocated above.
+        unsafe {
+            let bytes = std::slice::from_raw_parts(memory, layout.size());
+            assert!(bytes.iter().all(|&b| b == layout.size() as u8));
+            KernelHeap.dealloc(memory, layout);
+        }
+    }
+    free_pages();
+    // The classes are registered now, which costs a few pages once.
+    assert!(before - free_pages() <= 4);
+    // SAFETY: the layout is not empty.
+    assert!(unsafe { KernelHeap.alloc(Layout::from_size_align(1 << 30, 8).unwrap()) }.is_null());
+}
+
+#[test]
+#[should_panic(expected = "double free")]
+fn a_double_free_is_found() {
+    let _machine = machine();
+    let cache = test_cache("double", 64, 8, CacheFlags::empty());
+    let object = take(cache).unwrap();
+    give_back(cache, object);
+    give_back(cache, object);
+}
+
+#[test]
+#[should_panic(expected = "not of this cache")]
+fn the_wrong_cache_is_found() {
+    let _machine = machine();
+    let a = test_cache("right", 64, 8, CacheFlags::empty());
+    let b = test_cache("wrong", 64, 8, CacheFlags::empty());
+    give_back(b, take(a).unwrap());
+}
+
+#[test]
+#[should_panic(expected = "points into an object")]
+fn a_pointer_into_an_object_is_found() {
+    let _machine = machine();
+    let cache = test_cache("inner", 64, 8, CacheFlags::empty());
+    let object = take(cache).unwrap();
+    // SAFETY: inside the object.
+    give_back(cache, unsafe { object.add(8) });
+}
