@@ -10,12 +10,25 @@ use slab::{KArc, KArcUninit};
 /// held. The caller attaches tasks, or returns it with [`free_pid`].
 #[inline]
 pub fn alloc_pid<T: Member>(ns: &KArc<PidNamespace<T>>) -> Result<KArc<Pid<T>>, PidError> {
-    // Few levels, small frames: the arrays below are as long as the class needs.
-    match ns.level() {
-        0 => alloc_at::<T, 1>(ns, &[]),
-        1..=3 => alloc_at::<T, 4>(ns, &[]),
-        _ => alloc_at::<T, MAX_NUMBERS>(ns, &[]),
+    if ns.level() == 0 {
+        alloc_at::<T, 1>(ns)
+    } else {
+        alloc_nested(ns)
     }
+}
+
+/// Arrays as long as the class of depth needs, in frames of their own.
+#[inline(never)]
+fn alloc_nested<T: Member>(ns: &KArc<PidNamespace<T>>) -> Result<KArc<Pid<T>>, PidError> {
+    match ns.level() {
+        0..=3 => alloc_at::<T, 4>(ns),
+        _ => alloc_deep(ns),
+    }
+}
+
+#[inline(never)]
+fn alloc_deep<T: Member>(ns: &KArc<PidNamespace<T>>) -> Result<KArc<Pid<T>>, PidError> {
+    alloc_at::<T, MAX_NUMBERS>(ns)
 }
 
 /// [`alloc_pid`] with chosen numbers, as clone3's set_tid: `tids[0]` for `ns` itself, `tids[1]` for
@@ -31,7 +44,7 @@ pub fn alloc_pid_with<T: Member>(
         return Err(PidError::Invalid);
     }
     let pid = KArc::try_uninit()?;
-    let numbers = Numbers::new(ns.level())?;
+    let numbers = Numbers::new::<MAX_NUMBERS>()?;
     let limits: [u32; MAX_NUMBERS] = snapshot(ns);
     let mut chosen = [0; MAX_NUMBERS];
     for (i, (&tid, ns)) in tids.iter().zip(ns.chain()).enumerate() {
@@ -49,11 +62,10 @@ pub fn alloc_pid_with<T: Member>(
 #[inline(always)]
 fn alloc_at<T: Member, const N: usize>(
     ns: &KArc<PidNamespace<T>>,
-    tids: &[u32],
 ) -> Result<KArc<Pid<T>>, PidError> {
     let pid = KArc::try_uninit()?;
-    let numbers = Numbers::new(ns.level())?;
-    finish(ns, pid, numbers, &snapshot::<T, N>(ns), tids)
+    let numbers = Numbers::new::<N>()?;
+    finish(ns, pid, numbers, &snapshot::<T, N>(ns), &[])
 }
 
 /// One look at every level's `pid_max`.

@@ -79,7 +79,7 @@ fn reserve_all<'a, T: Member, const N: usize>(
     mut hold: Hold,
     taken: &mut [Option<Taken<'a, T>>; N],
 ) -> (Hold, Result<(), PidError>) {
-    for (at, ns) in plan.ns.chain().enumerate() {
+    for (at, ns) in plan.ns.chain().take(N).enumerate() {
         let mut got = reserve(plan, at, ns, &mut hold);
         if let Err(IdrError::NeedNodes(nr)) = got {
             let filled;
@@ -103,7 +103,7 @@ fn reserve_all<'a, T: Member, const N: usize>(
         }
     }
     // Last, so that the other errors have precedence.
-    let open = plan.ns.chain().all(|ns| ns.is_adding());
+    let open = plan.ns.chain().take(N).all(|ns| ns.is_adding());
     (
         hold,
         if open {

@@ -80,10 +80,10 @@ struct Users<T: Member> {
 pub(crate) struct Numbers(Option<KBox<Deep>>);
 
 impl Numbers {
-    /// Room for `level + 1` numbers.
+    /// Room for `N` numbers.
     #[inline(always)]
-    pub fn new(level: u32) -> Result<Self, AllocError> {
-        if (level as usize) < INLINE {
+    pub fn new<const N: usize>() -> Result<Self, AllocError> {
+        if N <= INLINE {
             return Ok(Numbers(None));
         }
         Ok(Numbers(Some(KBox::new(

@@ -289,10 +289,20 @@ fn the_cursor_must_be_past_the_reserved_numbers() {
     for nr in RESERVED_PIDS..ns.pid_max() {
         alloc_pid_with(&ns, &[nr as i32], |_| true).unwrap();
     }
-    let low: Vec<P> = (2..RESERVED_PIDS).map(|_| alloc_pid(&ns).unwrap()).collect();
-    assert_eq!(low.last().unwrap().nr(), RESERVED_PIDS - 1, "chosen tids leave the cursor");
+    let low: Vec<P> = (2..RESERVED_PIDS)
+        .map(|_| alloc_pid(&ns).unwrap())
+        .collect();
+    assert_eq!(
+        low.last().unwrap().nr(),
+        RESERVED_PIDS - 1,
+        "chosen tids leave the cursor"
+    );
     free_pid(&low[0]);
-    assert_eq!(alloc_pid(&ns).unwrap().nr(), low[0].nr(), "the cursor is at, not past, the limit");
+    assert_eq!(
+        alloc_pid(&ns).unwrap().nr(),
+        low[0].nr(),
+        "the cursor is at, not past, the limit"
+    );
     assert_eq!(alloc_pid(&ns).err(), Some(PidError::Exhausted));
 }
 
