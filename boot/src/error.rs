@@ -29,15 +29,27 @@ pub enum BootError {
 impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownLoader(m) => write!(f, "entered neither by PVH nor by multiboot2 (magic {m:#x})"),
-            Self::BadStructure(which) => write!(f, "the loader's {which} is cut short or above 4 GiB"),
+            Self::UnknownLoader(m) => {
+                write!(f, "entered neither by PVH nor by multiboot2 (magic {m:#x})")
+            }
+            Self::BadStructure(which) => {
+                write!(f, "the loader's {which} is cut short or above 4 GiB")
+            }
             Self::OldPvh => write!(f, "the PVH loader passes no memory map (version 0)"),
             Self::TooMany(what) => write!(f, "more {what} than this loader has room for"),
-            Self::NoKernel => write!(f, "no module holds a kernel (QEMU: -initrd BUNDLE, GRUB: module2 KERNEL.ELF)"),
+            Self::NoKernel => write!(
+                f,
+                "no module holds a kernel (QEMU: -initrd BUNDLE, GRUB: module2 KERNEL.ELF)"
+            ),
             Self::Bundle(e) => write!(f, "the boot module: {e}"),
             Self::Kernel(why) => write!(f, "the kernel's ELF: {why}"),
-            Self::Config(what) => write!(f, "the kernel's BootloaderConfig asks for {what}, which this loader lacks"),
-            Self::OutOfMemory(n) => write!(f, "no {} KiB of memory in one piece below 4 GiB", n >> 10),
+            Self::Config(what) => write!(
+                f,
+                "the kernel's BootloaderConfig asks for {what}, which this loader lacks"
+            ),
+            Self::OutOfMemory(n) => {
+                write!(f, "no {} KiB of memory in one piece below 4 GiB", n >> 10)
+            }
         }
     }
 }

@@ -27,7 +27,10 @@ unsafe extern "C" {
 
 /// Where boot itself lies.
 pub fn boot_range() -> Range {
-    Range { start: &raw const __boot_start as u64, end: &raw const __boot_end as u64 }
+    Range {
+        start: &raw const __boot_start as u64,
+        end: &raw const __boot_end as u64,
+    }
 }
 
 /// Builds everything and jumps to the kernel.
@@ -54,9 +57,15 @@ pub fn enter(
         let flags = if s.write { WRITE } else { 0 } | if s.execute { 0 } else { NO_EXECUTE };
         tables.map(s.pages, image_phys + (s.pages.start - span.start), flags)?;
     }
-    let stack = Range { start: image.stack_bottom, end: image.stack_bottom + image.stack_len };
+    let stack = Range {
+        start: image.stack_bottom,
+        end: image.stack_bottom + image.stack_len,
+    };
     tables.map(stack, stack_phys, WRITE | NO_EXECUTE)?;
-    let boot_code = Range { start: boot_range().start, end: &raw const __boot_text_end as u64 };
+    let boot_code = Range {
+        start: boot_range().start,
+        end: &raw const __boot_text_end as u64,
+    };
     tables.map_identity(boot_code)?;
     let unfinished = tables.frames().map(info);
     tables.map_direct(image.direct_map, &unfinished, has_1g_pages())?;
@@ -69,7 +78,10 @@ pub fn enter(
             version: handover::VERSION,
             loader: info.loader as u32,
             cmdline: [direct(cmdline), info.cmdline.len() as u64],
-            initramfs: [direct(modules.initramfs.as_ptr() as u64), modules.initramfs.len() as u64],
+            initramfs: [
+                direct(modules.initramfs.as_ptr() as u64),
+                modules.initramfs.len() as u64,
+            ],
             image_phys,
             image_virt: span.start,
             image_len: span.end - span.start,
@@ -136,10 +148,18 @@ fn place<T>(frames: &mut Frames, value: T) -> Result<u64, BootError> {
 }
 
 /// The memory map for the kernel. The last to take frames: what is taken later would be missing from it.
-fn told_regions(info: &LoaderInfo<'_>, frames: &mut Frames, direct_map: u64) -> Result<MemoryRegions, BootError> {
+fn told_regions(
+    info: &LoaderInfo<'_>,
+    frames: &mut Frames,
+    direct_map: u64,
+) -> Result<MemoryRegions, BootError> {
     const BYTES: usize = memory::MAX_TOLD * mem::size_of::<MemoryRegion>();
     let at = frames.take((BYTES as u64).div_ceil(PAGE))?;
-    let none = MemoryRegion { start: 0, end: 0, kind: MemoryRegionKind::Usable };
+    let none = MemoryRegion {
+        start: 0,
+        end: 0,
+        kind: MemoryRegionKind::Usable,
+    };
     // SAFETY: frames of our own, large enough; written before they are referred to.
     let out = unsafe {
         let first = at as *mut MemoryRegion;
@@ -151,7 +171,9 @@ fn told_regions(info: &LoaderInfo<'_>, frames: &mut Frames, direct_map: u64) -> 
     let count = memory::regions(&frames.map(info), out)?;
     let seen_by_kernel = (direct_map + at) as *mut MemoryRegion;
     // SAFETY: nobody follows this reference before the kernel does, in whose table the address is valid.
-    Ok(MemoryRegions::from(unsafe { slice::from_raw_parts_mut(seen_by_kernel, count) }))
+    Ok(MemoryRegions::from(unsafe {
+        slice::from_raw_parts_mut(seen_by_kernel, count)
+    }))
 }
 
 fn has_1g_pages() -> bool {

@@ -28,7 +28,10 @@ pub struct Range {
 impl Range {
     /// From an address and a length, `None` when the end is not a number.
     pub fn sized(start: u64, len: u64) -> Option<Self> {
-        Some(Self { start, end: start.checked_add(len)? })
+        Some(Self {
+            start,
+            end: start.checked_add(len)?,
+        })
     }
 }
 
@@ -88,9 +91,10 @@ impl<'a> LoaderInfo<'a> {
     /// Adds a region; empty ones and those whose end is not a number are dropped.
     pub fn push_region(&mut self, start: u64, len: u64, kind: u32) -> Result<(), BootError> {
         match Range::sized(start, len) {
-            Some(range) if len > 0 => {
-                self.memory.try_push(Region { range, kind }).map_err(|_| BootError::TooMany("memory regions"))
-            }
+            Some(range) if len > 0 => self
+                .memory
+                .try_push(Region { range, kind })
+                .map_err(|_| BootError::TooMany("memory regions")),
             _ => Ok(()),
         }
     }
@@ -98,7 +102,9 @@ impl<'a> LoaderInfo<'a> {
     /// Adds a module.
     pub fn push_module(&mut self, start: u64, len: u64) -> Result<(), BootError> {
         let range = Range::sized(start, len).ok_or(BootError::BadStructure("module list"))?;
-        self.modules.try_push(range).map_err(|_| BootError::TooMany("modules"))
+        self.modules
+            .try_push(range)
+            .map_err(|_| BootError::TooMany("modules"))
     }
 }
 
@@ -114,7 +120,11 @@ pub fn low_memory(addr: u64, len: u64) -> Option<&'static [u8]> {
 }
 
 /// The bytes of a zero-terminated string at `addr`, empty when `addr` is 0.
-pub fn c_string<'a>(memory: &Memory<'a>, addr: u64, what: &'static str) -> Result<&'a [u8], BootError> {
+pub fn c_string<'a>(
+    memory: &Memory<'a>,
+    addr: u64,
+    what: &'static str,
+) -> Result<&'a [u8], BootError> {
     /// Longer than any loader passes on.
     const MAX: u64 = 64 << 10;
     if addr == 0 {

@@ -68,7 +68,11 @@ mod entry {
 
     fn start(magic: u32, at: u64, entry_tsc: u64) -> Result<core::convert::Infallible, BootError> {
         let low: &info::Memory<'static> = &info::low_memory;
-        let info = if magic == multiboot2::MAGIC { multiboot2::parse(low, at)? } else { pvh::parse(low, at)? };
+        let info = if magic == multiboot2::MAGIC {
+            multiboot2::parse(low, at)?
+        } else {
+            pvh::parse(low, at)?
+        };
         let modules = modules::find(&info, low)?;
         let kernel = image::Image::parse(modules.kernel)?;
         let mut frames = memory::Frames::largest_gap(&info, handoff::boot_range())?;

@@ -50,7 +50,10 @@ pub enum Class {
 impl Class {
     /// Whether there is memory behind it (RAM, or ACPI tables in RAM).
     fn is_memory(self) -> bool {
-        matches!(self, Self::Free | Self::Used | Self::Other(KIND_ACPI | KIND_NVS))
+        matches!(
+            self,
+            Self::Free | Self::Used | Self::Other(KIND_ACPI | KIND_NVS)
+        )
     }
 }
 
@@ -64,11 +67,20 @@ impl Map {
     fn new(info: &LoaderInfo<'_>, in_use: &[Range]) -> Self {
         let mut borders: ArrayVec<u64, MAX_BORDERS> = ArrayVec::new();
         let regions = info.memory.iter().map(|r| r.range);
-        borders.extend(regions.chain(in_use.iter().copied()).flat_map(|r| [r.start, r.end]));
+        borders.extend(
+            regions
+                .chain(in_use.iter().copied())
+                .flat_map(|r| [r.start, r.end]),
+        );
         borders.sort_unstable();
-        let mut map = Self { pieces: ArrayVec::new() };
+        let mut map = Self {
+            pieces: ArrayVec::new(),
+        };
         for pair in borders.windows(2) {
-            let range = Range { start: pair[0], end: pair[1] };
+            let range = Range {
+                start: pair[0],
+                end: pair[1],
+            };
             if let (true, Some(class)) = (range.start < range.end, classify(info, in_use, range)) {
                 map.push(range, class);
             }
@@ -87,7 +99,10 @@ impl Map {
 
     /// What lies in `range`, for the choice of page size and caching in the direct map.
     pub fn coverage(&self, range: Range) -> Coverage {
-        let mut covered = Coverage { memory: 0, listed: false };
+        let mut covered = Coverage {
+            memory: 0,
+            listed: false,
+        };
         for (piece, class) in &self.pieces {
             let (start, end) = (piece.start.max(range.start), piece.end.min(range.end));
             if start < end {
@@ -100,7 +115,12 @@ impl Map {
 
     /// One past the highest byte of memory.
     pub fn memory_end(&self) -> u64 {
-        self.pieces.iter().filter(|(_, class)| class.is_memory()).map(|(r, _)| r.end).max().unwrap_or(0)
+        self.pieces
+            .iter()
+            .filter(|(_, class)| class.is_memory())
+            .map(|(r, _)| r.end)
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -116,10 +136,14 @@ pub struct Coverage {
 /// The most restrictive claim on `range`, which no border divides.
 fn classify(info: &LoaderInfo<'_>, in_use: &[Range], range: Range) -> Option<Class> {
     let covers = |r: &Range| r.start <= range.start && range.end <= r.end;
-    let region = info.memory.iter().filter(|r| covers(&r.range)).map(|r| match r.kind {
-        KIND_RAM => Class::Free,
-        other => Class::Other(other),
-    });
+    let region = info
+        .memory
+        .iter()
+        .filter(|r| covers(&r.range))
+        .map(|r| match r.kind {
+            KIND_RAM => Class::Free,
+            other => Class::Other(other),
+        });
     match region.max()? {
         Class::Free if in_use.iter().any(|r| covers(r)) => Some(Class::Used),
         class => Some(class),
@@ -139,20 +163,41 @@ impl Frames {
     pub fn largest_gap(info: &LoaderInfo<'_>, boot: Range) -> Result<Self, BootError> {
         let cmdline = info.cmdline.as_ptr() as u64;
         let mut in_use = occupied(info, boot);
-        in_use.push(Range { start: 0, end: LOW_END });
-        in_use.push(widen(Range { start: cmdline, end: cmdline + info.cmdline.len() as u64 }));
-        let free = Map::new(info, &in_use).pieces.into_iter().filter(|(_, class)| *class == Class::Free);
-        let below = free.map(|(r, _)| whole_pages(Range { start: r.start, end: r.end.min(IDENTITY_END) }));
+        in_use.push(Range {
+            start: 0,
+            end: LOW_END,
+        });
+        in_use.push(widen(Range {
+            start: cmdline,
+            end: cmdline + info.cmdline.len() as u64,
+        }));
+        let free = Map::new(info, &in_use)
+            .pieces
+            .into_iter()
+            .filter(|(_, class)| *class == Class::Free);
+        let below = free.map(|(r, _)| {
+            whole_pages(Range {
+                start: r.start,
+                end: r.end.min(IDENTITY_END),
+            })
+        });
         match below.max_by_key(|r| r.end.saturating_sub(r.start)) {
             // INVARIANT: INV-FRAMES-1: free in a map where all the others are in use; `take` only moves up.
-            Some(Range { start, end }) if start < end => Ok(Self { start, next: start, end, boot }),
+            Some(Range { start, end }) if start < end => Ok(Self {
+                start,
+                next: start,
+                end,
+                boot,
+            }),
             _ => Err(BootError::OutOfMemory(PAGE)),
         }
     }
 
     /// The address of `count` new pages in one piece. They hold whatever was left there.
     pub fn take(&mut self, count: u64) -> Result<u64, BootError> {
-        let len = count.checked_mul(PAGE).ok_or(BootError::OutOfMemory(u64::MAX))?;
+        let len = count
+            .checked_mul(PAGE)
+            .ok_or(BootError::OutOfMemory(u64::MAX))?;
         if len > self.end - self.next {
             return Err(BootError::OutOfMemory(len));
         }
@@ -164,8 +209,14 @@ impl Frames {
     /// The map with everything handed out so far in use. Page 0 counts as used: its address is null.
     pub fn map(&self, info: &LoaderInfo<'_>) -> Map {
         let mut in_use = occupied(info, self.boot);
-        in_use.push(Range { start: 0, end: PAGE });
-        in_use.push(Range { start: self.start, end: self.next });
+        in_use.push(Range {
+            start: 0,
+            end: PAGE,
+        });
+        in_use.push(Range {
+            start: self.start,
+            end: self.next,
+        });
         Map::new(info, &in_use)
     }
 }
@@ -179,7 +230,8 @@ pub fn regions(map: &Map, out: &mut [MemoryRegion]) -> Result<usize, BootError> 
     });
     let mut count = 0;
     for (Range { start, end }, kind) in told.filter(|(r, _)| r.start < r.end) {
-        *out.get_mut(count).ok_or(BootError::TooMany("memory regions"))? = MemoryRegion { start, end, kind };
+        *out.get_mut(count)
+            .ok_or(BootError::TooMany("memory regions"))? = MemoryRegion { start, end, kind };
         count += 1;
     }
     Ok(count)
@@ -190,17 +242,33 @@ pub const MAX_TOLD: usize = MAX_BORDERS;
 
 /// Boot and the modules, in whole pages.
 fn occupied(info: &LoaderInfo<'_>, boot: Range) -> InUse {
-    info.modules.iter().chain([&boot]).map(|r| widen(*r)).collect()
+    info.modules
+        .iter()
+        .chain([&boot])
+        .map(|r| widen(*r))
+        .collect()
 }
 
 /// The pages that `range` touches.
 fn widen(range: Range) -> Range {
-    Range { start: range.start & !(PAGE - 1), end: range.end.checked_next_multiple_of(PAGE).unwrap_or(range.end) }
+    Range {
+        start: range.start & !(PAGE - 1),
+        end: range
+            .end
+            .checked_next_multiple_of(PAGE)
+            .unwrap_or(range.end),
+    }
 }
 
 /// The pages that lie in `range` as a whole.
 fn whole_pages(range: Range) -> Range {
-    Range { start: range.start.checked_next_multiple_of(PAGE).unwrap_or(range.end), end: range.end & !(PAGE - 1) }
+    Range {
+        start: range
+            .start
+            .checked_next_multiple_of(PAGE)
+            .unwrap_or(range.end),
+        end: range.end & !(PAGE - 1),
+    }
 }
 
 #[cfg(test)]
@@ -208,7 +276,10 @@ mod tests {
     use super::*;
     use bundle::Loader;
 
-    const BOOT: Range = Range { start: 0x10_0000, end: 0x11_0000 };
+    const BOOT: Range = Range {
+        start: 0x10_0000,
+        end: 0x11_0000,
+    };
 
     fn info(regions: &[(u64, u64, u32)], modules: &[(u64, u64)]) -> LoaderInfo<'static> {
         let mut info = LoaderInfo::new(Loader::Pvh);
@@ -222,16 +293,27 @@ mod tests {
     }
 
     fn told(info: &LoaderInfo<'_>, frames: &Frames) -> Vec<(u64, u64, MemoryRegionKind)> {
-        let mut out = [MemoryRegion { start: 0, end: 0, kind: MemoryRegionKind::Usable }; MAX_TOLD];
+        let mut out = [MemoryRegion {
+            start: 0,
+            end: 0,
+            kind: MemoryRegionKind::Usable,
+        }; MAX_TOLD];
         let count = regions(&frames.map(info), &mut out).unwrap();
-        out[..count].iter().map(|r| (r.start, r.end, r.kind)).collect()
+        out[..count]
+            .iter()
+            .map(|r| (r.start, r.end, r.kind))
+            .collect()
     }
 
     #[test]
     fn the_usual_machine() {
         use MemoryRegionKind::{Bootloader, UnknownBios, Usable};
         let info = info(
-            &[(0x9_fc00, 0x10_0000, 2), (0, 0x9_fc00, 1), (0x10_0000, 0x800_0000, 1)],
+            &[
+                (0x9_fc00, 0x10_0000, 2),
+                (0, 0x9_fc00, 1),
+                (0x10_0000, 0x800_0000, 1),
+            ],
             &[(0x700_0000, 0x700_1234)],
         );
         let mut frames = Frames::largest_gap(&info, BOOT).unwrap();
@@ -262,12 +344,43 @@ mod tests {
 
     #[test]
     fn coverage_tells_memory_from_holes() {
-        let info = info(&[(0, 0x20_0000, 1), (0x20_0000, 0x30_0000, 3), (0x50_0000, 0x60_0000, 2)], &[]);
-        let map = Frames { start: 0, next: 0, end: 0, boot: BOOT }.map(&info);
+        let info = info(
+            &[
+                (0, 0x20_0000, 1),
+                (0x20_0000, 0x30_0000, 3),
+                (0x50_0000, 0x60_0000, 2),
+            ],
+            &[],
+        );
+        let map = Frames {
+            start: 0,
+            next: 0,
+            end: 0,
+            boot: BOOT,
+        }
+        .map(&info);
         let at = |start, end| map.coverage(Range { start, end });
-        assert_eq!(at(0, 0x30_0000), Coverage { memory: 0x30_0000, listed: true });
-        assert_eq!(at(0x30_0000, 0x40_0000), Coverage { memory: 0, listed: false });
-        assert_eq!(at(0x40_0000, 0x60_0000), Coverage { memory: 0, listed: true });
+        assert_eq!(
+            at(0, 0x30_0000),
+            Coverage {
+                memory: 0x30_0000,
+                listed: true
+            }
+        );
+        assert_eq!(
+            at(0x30_0000, 0x40_0000),
+            Coverage {
+                memory: 0,
+                listed: false
+            }
+        );
+        assert_eq!(
+            at(0x40_0000, 0x60_0000),
+            Coverage {
+                memory: 0,
+                listed: true
+            }
+        );
         assert_eq!(map.memory_end(), 0x30_0000);
     }
 
@@ -276,7 +389,9 @@ mod tests {
     fn matches_a_page_by_page_model() {
         let mut seed = 1u64;
         let mut random = move |below: u64| {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            seed = seed
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (seed >> 33) % below
         };
         const PAGES: u64 = 600; // the low 1 MiB is 256 of them
@@ -284,27 +399,45 @@ mod tests {
             let mut regions = vec![];
             for _ in 0..random(8) {
                 let start = random(PAGES) * PAGE;
-                regions.push((start, start + (1 + random(200)) * PAGE, 1 + random(4) as u32));
+                regions.push((
+                    start,
+                    start + (1 + random(200)) * PAGE,
+                    1 + random(4) as u32,
+                ));
             }
-            let modules: Vec<_> = (0..random(4)).map(|_| random(PAGES) * PAGE).map(|s| (s, s + 2 * PAGE)).collect();
+            let modules: Vec<_> = (0..random(4))
+                .map(|_| random(PAGES) * PAGE)
+                .map(|s| (s, s + 2 * PAGE))
+                .collect();
             let info = info(&regions, &modules);
-            let Ok(mut frames) = Frames::largest_gap(&info, BOOT) else { continue };
+            let Ok(mut frames) = Frames::largest_gap(&info, BOOT) else {
+                continue;
+            };
             let taken = frames.take(1).unwrap();
             let told = told(&info, &frames);
             for pair in told.windows(2) {
-                assert!(pair[0].1 <= pair[1].0, "round {round}: unsorted or overlapping");
+                assert!(
+                    pair[0].1 <= pair[1].0,
+                    "round {round}: unsorted or overlapping"
+                );
             }
             for page in (0..2 * PAGES).map(|n| n * PAGE) {
                 let has = |(start, end): (u64, u64)| start <= page && page < end;
                 let kinds = regions.iter().filter(|r| has((r.0, r.1))).map(|r| r.2);
-                let used = page == 0 || page == taken || has((BOOT.start, BOOT.end)) || modules.iter().any(|m| has(*m));
+                let used = page == 0
+                    || page == taken
+                    || has((BOOT.start, BOOT.end))
+                    || modules.iter().any(|m| has(*m));
                 let expected = kinds.max().map(|kind| match (kind, used) {
                     (1, true) => MemoryRegionKind::Bootloader,
                     (1, false) => MemoryRegionKind::Usable,
                     (kind, _) => MemoryRegionKind::UnknownBios(kind),
                 });
                 let got = told.iter().find(|r| has((r.0, r.1))).map(|r| r.2);
-                assert_eq!(got, expected, "round {round}, page {page:#x} of {regions:x?} {modules:x?}");
+                assert_eq!(
+                    got, expected,
+                    "round {round}, page {page:#x} of {regions:x?} {modules:x?}"
+                );
             }
         }
     }

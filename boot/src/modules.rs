@@ -29,7 +29,11 @@ pub fn find<'a>(info: &LoaderInfo<'a>, memory: &Memory<'a>) -> Result<Modules<'a
             (&[], bytes)
         };
         kernel = if kernel.is_empty() { as_kernel } else { kernel };
-        initramfs = if initramfs.is_empty() { as_initramfs } else { initramfs };
+        initramfs = if initramfs.is_empty() {
+            as_initramfs
+        } else {
+            initramfs
+        };
     }
     if kernel.is_empty() {
         return Err(BootError::NoKernel);
@@ -45,7 +49,8 @@ mod tests {
     fn find_in(modules: &[&[u8]]) -> Result<(Vec<u8>, Vec<u8>), BootError> {
         let (mut memory, mut info) = (vec![0u8; 4096], LoaderInfo::new(Loader::Pvh));
         for module in modules {
-            info.push_module(memory.len() as u64, module.len() as u64).unwrap();
+            info.push_module(memory.len() as u64, module.len() as u64)
+                .unwrap();
             memory.extend(*module);
         }
         let reader = |addr: u64, len: u64| memory.get(addr as usize..(addr + len) as usize);
@@ -65,6 +70,9 @@ mod tests {
         assert_eq!(find_in(&[b"ram", b"\x7fELFk"]), expected);
         assert_eq!(find_in(&[b"ram"]), Err(BootError::NoKernel));
         assert_eq!(find_in(&[]), Err(BootError::NoKernel));
-        assert!(matches!(find_in(&[&bundle[..4097]]), Err(BootError::Bundle(_))));
+        assert!(matches!(
+            find_in(&[&bundle[..4097]]),
+            Err(BootError::Bundle(_))
+        ));
     }
 }

@@ -29,7 +29,10 @@ pub fn parse<'a>(memory: &Memory<'a>, at: u64) -> Result<LoaderInfo<'a>, BootErr
     let mut info = LoaderInfo::new(Loader::Multiboot2);
     let mut offset = 8;
     while offset < tags.len() {
-        let (kind, size) = (u32_at(tags, offset, WHAT)?, u32_at(tags, offset + 4, WHAT)? as usize);
+        let (kind, size) = (
+            u32_at(tags, offset, WHAT)?,
+            u32_at(tags, offset + 4, WHAT)? as usize,
+        );
         if kind == 0 {
             break;
         }
@@ -54,13 +57,18 @@ fn tag<'a>(info: &mut LoaderInfo<'a>, kind: u32, payload: &'a [u8]) -> Result<()
                 return Err(BootError::BadStructure("memory map"));
             }
             for entry in payload.get(8..).unwrap_or(&[]).chunks_exact(entry_len) {
-                info.push_region(u64_at(entry, 0, WHAT)?, u64_at(entry, 8, WHAT)?, u32_at(entry, 16, WHAT)?)?;
+                info.push_region(
+                    u64_at(entry, 0, WHAT)?,
+                    u64_at(entry, 8, WHAT)?,
+                    u32_at(entry, 16, WHAT)?,
+                )?;
             }
         }
         // The new one (XSDT) wins over the old one (RSDT), in whatever order they come.
         TAG_RSDP_OLD if info.rsdp != Rsdp::Unknown => {}
         TAG_RSDP_OLD | TAG_RSDP_NEW => {
-            let copy = ArrayVec::try_from(payload).map_err(|_| BootError::BadStructure("RSDP copy"))?;
+            let copy =
+                ArrayVec::try_from(payload).map_err(|_| BootError::BadStructure("RSDP copy"))?;
             info.rsdp = Rsdp::Copied(copy);
         }
         _ => {}
@@ -99,7 +107,9 @@ mod tests {
     }
 
     fn parse_bytes(m: &[u8]) -> Result<LoaderInfo<'_>, BootError> {
-        let reader = move |addr: u64, len: u64| m.get(addr as usize..(addr as usize).checked_add(len as usize)?);
+        let reader = move |addr: u64, len: u64| {
+            m.get(addr as usize..(addr as usize).checked_add(len as usize)?)
+        };
         parse(&reader, 0)
     }
 
@@ -108,9 +118,23 @@ mod tests {
         let m = sample();
         let info = parse_bytes(&m).unwrap();
         assert_eq!(info.cmdline, b"ops=5");
-        assert_eq!(info.modules[..], [Range { start: 0x20_0000, end: 0x20_5000 }]);
-        assert_eq!(info.memory[0].range, Range { start: 0x10_0000, end: 0x80_0000 });
-        let Rsdp::Copied(copy) = info.rsdp else { panic!("the RSDP was not copied") };
+        assert_eq!(
+            info.modules[..],
+            [Range {
+                start: 0x20_0000,
+                end: 0x20_5000
+            }]
+        );
+        assert_eq!(
+            info.memory[0].range,
+            Range {
+                start: 0x10_0000,
+                end: 0x80_0000
+            }
+        );
+        let Rsdp::Copied(copy) = info.rsdp else {
+            panic!("the RSDP was not copied")
+        };
         assert_eq!(&copy[..], b"RSD PTR new");
     }
 

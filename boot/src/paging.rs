@@ -57,7 +57,14 @@ impl<'a> Tables<'a> {
     /// The low 1 MiB without page 0, and boot's `code`, at their physical addresses.
     pub fn map_identity(&mut self, code: Range) -> Result<(), BootError> {
         let executable = 0;
-        self.map(Range { start: PAGE, end: LOW_END }, PAGE, executable)?;
+        self.map(
+            Range {
+                start: PAGE,
+                end: LOW_END,
+            },
+            PAGE,
+            executable,
+        )?;
         self.map(code, code.start, executable)
     }
 
@@ -65,7 +72,10 @@ impl<'a> Tables<'a> {
     pub fn map_direct(&mut self, base: u64, memory: &Map, has_1g: bool) -> Result<(), BootError> {
         let end = memory.memory_end().max(DEVICES_END);
         for start in (0..end).step_by(SIZE_1G as usize) {
-            let piece = Range { start, end: start + SIZE_1G };
+            let piece = Range {
+                start,
+                end: start + SIZE_1G,
+            };
             let covered = memory.coverage(piece).memory;
             if has_1g && covered == SIZE_1G {
                 self.set(base + start, 2, start | WRITE | NO_EXECUTE)?;
@@ -78,7 +88,10 @@ impl<'a> Tables<'a> {
 
     fn map_direct_2m(&mut self, base: u64, memory: &Map, piece: Range) -> Result<(), BootError> {
         for start in (piece.start..piece.end).step_by(SIZE_2M as usize) {
-            let covered = memory.coverage(Range { start, end: start + SIZE_2M });
+            let covered = memory.coverage(Range {
+                start,
+                end: start + SIZE_2M,
+            });
             let below = start < DEVICES_END;
             let caching = match (covered.memory > 0, covered.listed && below) {
                 (true, _) | (_, true) => 0,
@@ -97,7 +110,11 @@ impl<'a> Tables<'a> {
             let slot = slot(table, virt, above);
             // SAFETY: `slot` points into a table of ours (INV-TABLES-1).
             let value = unsafe { *slot };
-            table = if value & PRESENT != 0 { value & ADDRESS } else { zeroed(self.frames)? };
+            table = if value & PRESENT != 0 {
+                value & ADDRESS
+            } else {
+                zeroed(self.frames)?
+            };
             // SAFETY: as above. INVARIANT: INV-TABLES-1: `table` is new, or was there already.
             unsafe { *slot = table | WRITE | PRESENT };
         }

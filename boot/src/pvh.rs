@@ -34,12 +34,28 @@ pub fn parse<'a>(memory: &Memory<'a>, at: u64) -> Result<LoaderInfo<'a>, BootErr
     };
 
     const MODULES: &str = "module list";
-    for module in table(memory, u64_at(start, 16, WHAT)?, u32_at(start, 12, WHAT)?, MODULE_LEN, MODULES)? {
+    for module in table(
+        memory,
+        u64_at(start, 16, WHAT)?,
+        u32_at(start, 12, WHAT)?,
+        MODULE_LEN,
+        MODULES,
+    )? {
         info.push_module(u64_at(module, 0, MODULES)?, u64_at(module, 8, MODULES)?)?;
     }
     const MAP: &str = "memory map";
-    for entry in table(memory, u64_at(start, 40, WHAT)?, u32_at(start, 48, WHAT)?, MEMMAP_LEN, MAP)? {
-        info.push_region(u64_at(entry, 0, MAP)?, u64_at(entry, 8, MAP)?, u32_at(entry, 16, MAP)?)?;
+    for entry in table(
+        memory,
+        u64_at(start, 40, WHAT)?,
+        u32_at(start, 48, WHAT)?,
+        MEMMAP_LEN,
+        MAP,
+    )? {
+        info.push_region(
+            u64_at(entry, 0, MAP)?,
+            u64_at(entry, 8, MAP)?,
+            u32_at(entry, 16, MAP)?,
+        )?;
     }
     Ok(info)
 }
@@ -69,14 +85,35 @@ mod tests {
 
     fn machine() -> Vec<u8> {
         let mut m = vec![0u8; 512];
-        let put = |m: &mut Vec<u8>, at: usize, n: u64, len: usize| m[at..at + len].copy_from_slice(&n.to_le_bytes()[..len]);
-        for (at, n, len) in [(0, u64::from(MAGIC), 4), (4, 1, 4), (12, 1, 4), (16, BASE + 64, 8), (24, BASE + 400, 8)] {
+        let put = |m: &mut Vec<u8>, at: usize, n: u64, len: usize| {
+            m[at..at + len].copy_from_slice(&n.to_le_bytes()[..len])
+        };
+        for (at, n, len) in [
+            (0, u64::from(MAGIC), 4),
+            (4, 1, 4),
+            (12, 1, 4),
+            (16, BASE + 64, 8),
+            (24, BASE + 400, 8),
+        ] {
             put(&mut m, at, n, len);
         }
-        for (at, n, len) in [(32, 0xf5000, 8), (40, BASE + 128, 8), (48, 2, 4), (64, 0x20_0000, 8), (72, 0x5000, 8)] {
+        for (at, n, len) in [
+            (32, 0xf5000, 8),
+            (40, BASE + 128, 8),
+            (48, 2, 4),
+            (64, 0x20_0000, 8),
+            (72, 0x5000, 8),
+        ] {
             put(&mut m, at, n, len);
         }
-        for (at, n) in [(128, 0), (136, 0x9_fc00), (144, 1), (152, 0xf_0000), (160, 0x1_0000), (168, 2)] {
+        for (at, n) in [
+            (128, 0),
+            (136, 0x9_fc00),
+            (144, 1),
+            (152, 0xf_0000),
+            (160, 0x1_0000),
+            (168, 2),
+        ] {
             put(&mut m, at, n, 8);
         }
         m[400..411].copy_from_slice(b"bench=fork\0");
@@ -97,10 +134,28 @@ mod tests {
         let info = parse_at(&m, BASE).unwrap();
         assert_eq!(info.cmdline, b"bench=fork");
         assert_eq!(info.rsdp, Rsdp::At(0xf5000));
-        assert_eq!(info.modules[..], [Range { start: 0x20_0000, end: 0x20_5000 }]);
+        assert_eq!(
+            info.modules[..],
+            [Range {
+                start: 0x20_0000,
+                end: 0x20_5000
+            }]
+        );
         let expected = [
-            Region { range: Range { start: 0, end: 0x9_fc00 }, kind: 1 },
-            Region { range: Range { start: 0xf_0000, end: 0x10_0000 }, kind: 2 },
+            Region {
+                range: Range {
+                    start: 0,
+                    end: 0x9_fc00,
+                },
+                kind: 1,
+            },
+            Region {
+                range: Range {
+                    start: 0xf_0000,
+                    end: 0x10_0000,
+                },
+                kind: 2,
+            },
         ];
         assert_eq!(info.memory[..], expected);
     }
@@ -109,13 +164,25 @@ mod tests {
     fn says_what_is_wrong() {
         let m = machine();
         assert_eq!(parse_at(&m, 0).err(), Some(BootError::UnknownLoader(0)));
-        assert_eq!(parse_at(&m, BASE + 4).err(), Some(BootError::UnknownLoader(1)));
-        assert_eq!(parse_at(&m[..40], BASE).err(), Some(BootError::BadStructure("PVH start info")));
-        assert_eq!(parse_at(&m[..408], BASE).err(), Some(BootError::BadStructure("command line")));
+        assert_eq!(
+            parse_at(&m, BASE + 4).err(),
+            Some(BootError::UnknownLoader(1))
+        );
+        assert_eq!(
+            parse_at(&m[..40], BASE).err(),
+            Some(BootError::BadStructure("PVH start info"))
+        );
+        assert_eq!(
+            parse_at(&m[..408], BASE).err(),
+            Some(BootError::BadStructure("command line"))
+        );
         for (at, what) in [(12, "module list"), (48, "memory map")] {
             let mut bad = m.clone();
             bad[at..at + 4].fill(0xff);
-            assert_eq!(parse_at(&bad, BASE).err(), Some(BootError::BadStructure(what)));
+            assert_eq!(
+                parse_at(&bad, BASE).err(),
+                Some(BootError::BadStructure(what))
+            );
         }
         let mut old = m.clone();
         old[4] = 0;

@@ -48,7 +48,10 @@ pub struct Available {
 impl Request {
     /// Packages from wherever apt takes them.
     pub fn packages(names: &[&str]) -> Self {
-        Self { packages: names.iter().map(|n| n.to_string()).collect(), ..Self::default() }
+        Self {
+            packages: names.iter().map(|n| n.to_string()).collect(),
+            ..Self::default()
+        }
     }
 
     /// The shell lines of this plan, for a person to copy.
@@ -65,7 +68,12 @@ impl Request {
     }
 
     fn install_args(&self) -> Vec<String> {
-        let mut args = vec!["install".into(), "-y".into(), "--no-install-recommends".into(), "--no-remove".into()];
+        let mut args = vec![
+            "install".into(),
+            "-y".into(),
+            "--no-install-recommends".into(),
+            "--no-remove".into(),
+        ];
         if let Some(suite) = &self.suite {
             args.extend(["-t".into(), suite.clone()]);
         }
@@ -90,7 +98,11 @@ impl Installer {
         if !self.allowed || !have_apt() {
             return Ok(());
         }
-        self.privileged("refreshing the package lists", "apt-get", &["update".into()])
+        self.privileged(
+            "refreshing the package lists",
+            "apt-get",
+            &["update".into()],
+        )
     }
 
     /// Carries out `plan`; `why` says what it is for. Without permission, or without root or sudo, prints it and fails.
@@ -99,25 +111,47 @@ impl Installer {
             bail!("{why} is missing, and this is no Debian-like system: please install it by hand");
         }
         if !self.allowed {
-            bail!("{why} is missing; nothing is installed with --no-install. This would:\n  {}", plan.line());
+            bail!(
+                "{why} is missing; nothing is installed with --no-install. This would:\n  {}",
+                plan.line()
+            );
         }
         eprintln!("{why} is missing. Installing it:");
-        plan.lines(sudo_prefix()).iter().for_each(|line| eprintln!("  {line}"));
+        plan.lines(sudo_prefix())
+            .iter()
+            .for_each(|line| eprintln!("  {line}"));
         if let Some((name, text)) = &plan.source {
             self.write_source(Path::new(SOURCES).join(name).as_path(), text)?;
         }
-        self.privileged("refreshing the package lists", "apt-get", &["update".into()])?;
-        self.privileged(&format!("installing {}", plan.packages.join(" ")), "apt-get", &plan.install_args())
-            .with_context(|| format!("please try it by hand: {}", plan.line()))
+        self.privileged(
+            "refreshing the package lists",
+            "apt-get",
+            &["update".into()],
+        )?;
+        self.privileged(
+            &format!("installing {}", plan.packages.join(" ")),
+            "apt-get",
+            &plan.install_args(),
+        )
+        .with_context(|| format!("please try it by hand: {}", plan.line()))
     }
 
     fn write_source(&self, path: &Path, text: &str) -> Result<()> {
         if is_root() {
-            return fs::write(path, text).with_context(|| format!("cannot write {}", path.display()));
+            return fs::write(path, text)
+                .with_context(|| format!("cannot write {}", path.display()));
         }
         let mut tee = self.command("tee", &[path.display().to_string()])?;
-        let mut child = tee.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().context("cannot start sudo")?;
-        child.stdin.take().expect("piped").write_all(text.as_bytes())?;
+        let mut child = tee
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("cannot start sudo")?;
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(text.as_bytes())?;
         if !child.wait()?.success() {
             bail!("cannot write {}", path.display());
         }
@@ -127,7 +161,10 @@ impl Installer {
     fn privileged(&self, title: &str, program: &str, args: &[String]) -> Result<()> {
         if !is_root() && std::io::stdin().is_terminal() {
             // Let sudo ask for its password before the spinner hides the question.
-            let asked = Command::new("sudo").arg("-v").status().context("cannot start sudo")?;
+            let asked = Command::new("sudo")
+                .arg("-v")
+                .status()
+                .context("cannot start sudo")?;
             if !asked.success() {
                 bail!("sudo was refused");
             }
@@ -144,10 +181,15 @@ impl Installer {
             return Ok(command);
         }
         if find_program("sudo").is_none() {
-            bail!("this needs root, and there is no sudo; as root: {program} {}", args.join(" "));
+            bail!(
+                "this needs root, and there is no sudo; as root: {program} {}",
+                args.join(" ")
+            );
         }
         let mut command = Command::new("sudo");
-        command.args(["-n", "env", "DEBIAN_FRONTEND=noninteractive", program]).args(args);
+        command
+            .args(["-n", "env", "DEBIAN_FRONTEND=noninteractive", program])
+            .args(args);
         Ok(command)
     }
 }
@@ -161,7 +203,10 @@ pub fn have_apt() -> bool {
 pub fn find_program(name: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH")?;
     let usual = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(Into::into);
-    std::env::split_paths(&path).chain(usual).map(|dir| dir.join(name)).find(|p| p.is_file())
+    std::env::split_paths(&path)
+        .chain(usual)
+        .map(|dir| dir.join(name))
+        .find(|p| p.is_file())
 }
 
 fn is_root() -> bool {
@@ -183,7 +228,10 @@ fn parse_madison(text: &str) -> Vec<Available> {
         let mut cells = line.split('|').map(str::trim).skip(1);
         let version = parse_version(cells.next()?)?;
         let place = cells.next()?.split_whitespace().nth(1)?;
-        Some(Available { version, suite: place.split('/').next()?.to_string() })
+        Some(Available {
+            version,
+            suite: place.split('/').next()?.to_string(),
+        })
     };
     text.lines().filter_map(row).collect()
 }
@@ -210,7 +258,10 @@ pub fn plan(
         return Some(plain);
     }
     if let Some(found) = good.first() {
-        return Some(Request { suite: Some(found.suite.clone()), ..plain });
+        return Some(Request {
+            suite: Some(found.suite.clone()),
+            ..plain
+        });
     }
     // Nothing good is known. Releases after Debian 12 have it themselves once their lists are fetched.
     if available.is_empty() && codename != "bookworm" {
@@ -218,16 +269,27 @@ pub fn plan(
     }
     let suite = format!("{codename}-backports");
     let source = sources.iter().find_map(|text| backports(text, codename));
-    source.map(|source| Request { suite: Some(suite), source: Some(source), ..plain })
+    source.map(|source| Request {
+        suite: Some(suite),
+        source: Some(source),
+        ..plain
+    })
 }
 
 /// A source file for the backports, from a configured one that has the release itself.
 fn backports(text: &str, codename: &str) -> Option<(String, String)> {
     let suite = format!("{codename}-backports");
     for paragraph in text.split("\n\n") {
-        let lines = paragraph.lines().filter(|l| !l.starts_with('#') && !l.trim().is_empty());
-        let field = |l: &str, name: &str| l.split_once(':').filter(|(k, _)| k.eq_ignore_ascii_case(name)).is_some();
-        let has_release = |l: &str| field(l, "Suites") && l.split_whitespace().any(|w| w == codename);
+        let lines = paragraph
+            .lines()
+            .filter(|l| !l.starts_with('#') && !l.trim().is_empty());
+        let field = |l: &str, name: &str| {
+            l.split_once(':')
+                .filter(|(k, _)| k.eq_ignore_ascii_case(name))
+                .is_some()
+        };
+        let has_release =
+            |l: &str| field(l, "Suites") && l.split_whitespace().any(|w| w == codename);
         if lines.clone().any(has_release) && lines.clone().any(|l| field(l, "URIs")) {
             let changed = lines.map(|l| match l {
                 l if field(l, "Suites") => format!("Suites: {suite}\n"),
@@ -242,12 +304,19 @@ fn backports(text: &str, codename: &str) -> Option<(String, String)> {
         words.first() == Some(&"deb") && words.contains(&codename) && words.contains(&"main")
     })?;
     let (before, _) = one_line.split_once(&format!(" {codename} "))?;
-    Some(("tine-backports.list".into(), format!("{before} {suite} main\n")))
+    Some((
+        "tine-backports.list".into(),
+        format!("{before} {suite} main\n"),
+    ))
 }
 
 /// The texts of all configured source files.
 pub fn sources() -> Vec<String> {
-    let listed = fs::read_dir(SOURCES).into_iter().flatten().flatten().map(|e| e.path());
+    let listed = fs::read_dir(SOURCES)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path());
     let all = listed.chain(["/etc/apt/sources.list".into()]);
     let wanted = all.filter(|p| p.extension().is_some_and(|e| e == "list" || e == "sources"));
     wanted.filter_map(|p| fs::read_to_string(p).ok()).collect()
@@ -256,7 +325,9 @@ pub fn sources() -> Vec<String> {
 /// The release's code name, from os-release; empty when it has none.
 pub fn codename() -> String {
     let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME="));
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix("VERSION_CODENAME="));
     line.unwrap_or_default().trim_matches('"').to_string()
 }
 
@@ -271,33 +342,59 @@ qemu-system-x86 | 1:7.2+dfsg-7+deb12u18 | http://mirror/debian bookworm/main amd
     const DEB822: &str = "Types: deb\n# a comment\nURIs: http://mirror/debian\nSuites: bookworm bookworm-updates\n\
         Components: main contrib\nSigned-By: /usr/share/keyrings/k.gpg\n\nTypes: deb\nURIs: http://mirror/security\n\
         Suites: bookworm-security\nComponents: main\n";
-    const ONE_LINE: &str = "# old style\ndeb [signed-by=/k.gpg] http://mirror/debian bookworm main contrib\n";
+    const ONE_LINE: &str =
+        "# old style\ndeb [signed-by=/k.gpg] http://mirror/debian bookworm main contrib\n";
 
     #[test]
     fn reads_madison() {
         let got = parse_madison(MADISON);
-        assert_eq!(got[0], Available { version: (10, 0), suite: "bookworm-backports".into() });
-        assert_eq!(got[1], Available { version: (7, 2), suite: "bookworm".into() });
+        assert_eq!(
+            got[0],
+            Available {
+                version: (10, 0),
+                suite: "bookworm-backports".into()
+            }
+        );
+        assert_eq!(
+            got[1],
+            Available {
+                version: (7, 2),
+                suite: "bookworm".into()
+            }
+        );
         assert_eq!(parse_madison("nonsense\n| |\n"), vec![]);
     }
 
     #[test]
     fn newer_release_is_plain() {
-        let trixie = [Available { version: (10, 0), suite: "trixie".into() }];
+        let trixie = [Available {
+            version: (10, 0),
+            suite: "trixie".into(),
+        }];
         let expected = Some(Request::packages(&["qemu"]));
         assert_eq!(plan("qemu", (9, 0), "trixie", &trixie, &[]), expected);
-        assert_eq!(plan("qemu", (9, 0), "trixie", &[], &[]), expected, "lists not fetched yet");
+        assert_eq!(
+            plan("qemu", (9, 0), "trixie", &[], &[]),
+            expected,
+            "lists not fetched yet"
+        );
     }
 
     #[test]
     fn configured_backports_are_used() {
         let got = plan("qemu", (9, 0), "bookworm", &parse_madison(MADISON), &[]).unwrap();
-        assert_eq!((got.suite.as_deref(), got.source), (Some("bookworm-backports"), None));
+        assert_eq!(
+            (got.suite.as_deref(), got.source),
+            (Some("bookworm-backports"), None)
+        );
     }
 
     #[test]
     fn backports_are_derived() {
-        let old = [Available { version: (7, 2), suite: "bookworm".into() }];
+        let old = [Available {
+            version: (7, 2),
+            suite: "bookworm".into(),
+        }];
         for (known, text) in [(&old[..], DEB822), (&[], DEB822)] {
             let got = plan("qemu", (9, 0), "bookworm", known, &[text.into()]).unwrap();
             let (name, source) = got.source.unwrap();
@@ -311,13 +408,22 @@ qemu-system-x86 | 1:7.2+dfsg-7+deb12u18 | http://mirror/debian bookworm/main amd
         let got = plan("qemu", (9, 0), "bookworm", &old, &[ONE_LINE.into()]).unwrap();
         let (name, source) = got.source.unwrap();
         assert_eq!(name, "tine-backports.list");
-        assert_eq!(source, "deb [signed-by=/k.gpg] http://mirror/debian bookworm-backports main\n");
-        assert_eq!(plan("qemu", (9, 0), "bookworm", &old, &["# empty".into()]), None);
+        assert_eq!(
+            source,
+            "deb [signed-by=/k.gpg] http://mirror/debian bookworm-backports main\n"
+        );
+        assert_eq!(
+            plan("qemu", (9, 0), "bookworm", &old, &["# empty".into()]),
+            None
+        );
     }
 
     #[test]
     fn lines_can_be_copied() {
-        let plan = Request { suite: Some("s".into()), ..Request::packages(&["a", "b"]) };
+        let plan = Request {
+            suite: Some("s".into()),
+            ..Request::packages(&["a", "b"])
+        };
         let install = "sudo apt-get install -y --no-install-recommends --no-remove -t s a b";
         assert_eq!(plan.lines("sudo "), ["sudo apt-get update", install]);
     }

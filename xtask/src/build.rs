@@ -36,10 +36,17 @@ impl Artifacts {
         users.args(["--profile", "user", "-p", "programs"]);
         let programs = executables("building the user programs", users)?;
         let named = |name: &str| {
-            let found = system.iter().find(|(n, _)| n == name).map(|(_, path)| path.clone());
+            let found = system
+                .iter()
+                .find(|(n, _)| n == name)
+                .map(|(_, path)| path.clone());
             found.with_context(|| format!("cargo built no {name}"))
         };
-        Ok(Self { boot: named("boot")?, kernel: named("kernel")?, programs })
+        Ok(Self {
+            boot: named("boot")?,
+            kernel: named("kernel")?,
+            programs,
+        })
     }
 
     /// An initramfs with the user programs in /bin, and `init` also where the kernel looks for it.
@@ -56,14 +63,20 @@ impl Artifacts {
 
     /// Writes kernel and `initramfs` as one file at `path`.
     pub fn write_bundle(&self, initramfs: &[u8], path: &Path) -> Result<()> {
-        let file = fs::read(&self.kernel).with_context(|| format!("cannot read {}", self.kernel.display()))?;
-        let kernel = stripped(&file).with_context(|| format!("cannot use {}", self.kernel.display()))?;
+        let file = fs::read(&self.kernel)
+            .with_context(|| format!("cannot read {}", self.kernel.display()))?;
+        let kernel =
+            stripped(&file).with_context(|| format!("cannot use {}", self.kernel.display()))?;
         let layout = bundle::Layout::new(kernel.len() as u64, initramfs.len() as u64);
         let mut out = fs::File::create(path)?;
         out.write_all(&layout.header())?;
         for part in [&kernel[..], initramfs] {
             out.write_all(part)?;
-            out.write_all(&vec![0; part.len().next_multiple_of(bundle::PAGE as usize) - part.len()])?;
+            out.write_all(&vec![
+                0;
+                part.len().next_multiple_of(bundle::PAGE as usize)
+                    - part.len()
+            ])?;
         }
         Ok(())
     }
@@ -76,7 +89,10 @@ fn executables(title: &str, mut cargo: Command) -> Result<Vec<(String, PathBuf)>
     let mut found = Vec::new();
     for line in output.lines() {
         let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-        if let (Some(path), Some(name)) = (message["executable"].as_str(), message["target"]["name"].as_str()) {
+        if let (Some(path), Some(name)) = (
+            message["executable"].as_str(),
+            message["target"]["name"].as_str(),
+        ) {
             found.push((name.to_string(), PathBuf::from(path)));
         }
     }
@@ -91,8 +107,13 @@ fn stripped(file: &[u8]) -> Result<Vec<u8>> {
     let elf = ElfBytes::<LittleEndian>::minimal_parse(file)?;
     let segments = elf.segments().context("no program headers")?;
     let loaded = segments.iter().filter(|s| s.p_type == abi::PT_LOAD);
-    let end = loaded.map(|s| s.p_offset + s.p_filesz).max().context("no loaded segment")?;
-    let section = elf.section_header_by_name(WANTED)?.context("no .bootloader-config: is entry_point! used?")?;
+    let end = loaded
+        .map(|s| s.p_offset + s.p_filesz)
+        .max()
+        .context("no loaded segment")?;
+    let section = elf
+        .section_header_by_name(WANTED)?
+        .context("no .bootloader-config: is entry_point! used?")?;
     if section.sh_offset + section.sh_size > end {
         bail!("{WANTED} lies outside the loaded segments (kernel.ld)");
     }
@@ -106,13 +127,20 @@ fn stripped(file: &[u8]) -> Result<Vec<u8>> {
     let rows = [
         (0, abi::SHT_NULL, 0, 0),
         (1, abi::SHT_PROGBITS, section.sh_offset, section.sh_size),
-        (name_of_names, abi::SHT_STRTAB, names_at as u64, names.len() as u64),
+        (
+            name_of_names,
+            abi::SHT_STRTAB,
+            names_at as u64,
+            names.len() as u64,
+        ),
     ];
     for (name, kind, offset, size) in rows {
         out.extend(name.to_le_bytes());
         out.extend(kind.to_le_bytes());
         // flags, address, offset, size, link and info, alignment, entry size
-        [0u64, 0, offset, size, 0, 1, 0].iter().for_each(|n| out.extend(n.to_le_bytes()));
+        [0u64, 0, offset, size, 0, 1, 0]
+            .iter()
+            .for_each(|n| out.extend(n.to_le_bytes()));
     }
     out[40..48].copy_from_slice(&headers_at.to_le_bytes());
     out[60..62].copy_from_slice(&(rows.len() as u16).to_le_bytes());
@@ -128,11 +156,27 @@ pub fn command(installer: &Installer) -> Result<()> {
     let initramfs = artifacts.initramfs()?.finish()?;
     artifacts.write_bundle(&initramfs, &bundle)?;
     println!("built for {TARGET} with {}:", toolchain.describe());
-    for (what, path) in [("boot", &artifacts.boot), ("kernel", &artifacts.kernel), ("bundle", &bundle)] {
+    for (what, path) in [
+        ("boot", &artifacts.boot),
+        ("kernel", &artifacts.kernel),
+        ("bundle", &bundle),
+    ] {
         let len = fs::metadata(path)?.len();
-        println!("  {what:8} {} ({} KiB)", paths::shown(path), len.div_ceil(1024));
+        println!(
+            "  {what:8} {} ({} KiB)",
+            paths::shown(path),
+            len.div_ceil(1024)
+        );
     }
-    println!("  programs {}", artifacts.programs.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(" "));
+    println!(
+        "  programs {}",
+        artifacts
+            .programs
+            .iter()
+            .map(|(n, _)| n.as_str())
+            .collect::<Vec<_>>()
+            .join(" ")
+    );
     Ok(())
 }
 
@@ -152,8 +196,14 @@ mod tests {
         put(64, &[1, 0, 0, 0, 5, 0, 0, 0]);
         put(64 + 32, &0x100u64.to_le_bytes()); // file size of the segment
         put(0x80, b"configuration");
-        put(0x180, b"\0.bootloader-config\0.shstrtab\0symbols and much more");
-        for (i, (name, kind, offset, size)) in [(1u32, 1u32, 0x80u64, 13u64), (20, 3, 0x180, 30)].iter().enumerate() {
+        put(
+            0x180,
+            b"\0.bootloader-config\0.shstrtab\0symbols and much more",
+        );
+        for (i, (name, kind, offset, size)) in [(1u32, 1u32, 0x80u64, 13u64), (20, 3, 0x180, 30)]
+            .iter()
+            .enumerate()
+        {
             let at = 0x200 + 64 * (i + 1);
             put(at, &name.to_le_bytes());
             put(at + 4, &kind.to_le_bytes());
@@ -167,7 +217,10 @@ mod tests {
     fn strips_all_but_what_boot_reads() {
         let out = stripped(&sample()).unwrap();
         let elf = ElfBytes::<LittleEndian>::minimal_parse(&out).unwrap();
-        let section = elf.section_header_by_name(".bootloader-config").unwrap().unwrap();
+        let section = elf
+            .section_header_by_name(".bootloader-config")
+            .unwrap()
+            .unwrap();
         assert_eq!(elf.section_data(&section).unwrap().0, b"configuration");
         assert_eq!(elf.segments().unwrap().len(), 1);
         assert!(!out.windows(7).any(|w| w == b"symbols"));
@@ -177,7 +230,12 @@ mod tests {
     fn refuses_a_kernel_without_configuration() {
         let mut file = sample();
         file[0x182] = b'X';
-        assert!(stripped(&file).unwrap_err().to_string().contains("entry_point!"));
+        assert!(
+            stripped(&file)
+                .unwrap_err()
+                .to_string()
+                .contains("entry_point!")
+        );
         assert!(stripped(b"\x7fELF").is_err());
     }
 }

@@ -10,9 +10,16 @@ use crate::{
 use anyhow::{Result, bail};
 use std::process::Command;
 
-const DOC_FLAGS: &str = "-Drustdoc::broken_intra_doc_links -Drustdoc::invalid_html_tags -Drustdoc::bare_urls";
+const DOC_FLAGS: &str =
+    "-Drustdoc::broken_intra_doc_links -Drustdoc::invalid_html_tags -Drustdoc::bare_urls";
 /// What is built for the host.
-const HOST: &[&str] = &["--workspace", "--exclude", "kernel", "--exclude", "programs"];
+const HOST: &[&str] = &[
+    "--workspace",
+    "--exclude",
+    "kernel",
+    "--exclude",
+    "programs",
+];
 
 /// `cargo xtask check`: runs everything even after a failure, then says how many there were.
 pub fn command(installer: &Installer) -> Result<()> {
@@ -49,16 +56,25 @@ fn commands(toolchain: &Toolchain) -> Vec<(&'static str, Command)> {
     let mut host_clippy = own(&["clippy", "--all-targets"]);
     host_clippy.args(HOST).args(["--", "-Dwarnings"]);
     let mut host_doc = own(&["doc", "--no-deps", "--document-private-items"]);
-    host_doc.args(HOST).args(["--exclude", "boot"]).env("RUSTDOCFLAGS", DOC_FLAGS);
+    host_doc
+        .args(HOST)
+        .args(["--exclude", "boot"])
+        .env("RUSTDOCFLAGS", DOC_FLAGS);
 
     let system = ["-p", "kernel", "-p", "boot"];
     let mut kernel_clippy = toolchain.clippy(KERNEL_FLAGS);
     kernel_clippy.args(system).args(["--", "-Dwarnings"]);
     let mut user_clippy = toolchain.clippy(USER_FLAGS);
     user_clippy.args(["-p", "programs", "--", "-Dwarnings"]);
-    let doc_flags: Vec<&str> = KERNEL_FLAGS.iter().copied().chain(DOC_FLAGS.split(' ')).collect();
+    let doc_flags: Vec<&str> = KERNEL_FLAGS
+        .iter()
+        .copied()
+        .chain(DOC_FLAGS.split(' '))
+        .collect();
     let mut kernel_doc = toolchain.cargo("doc", &doc_flags);
-    kernel_doc.args(["--no-deps", "--document-private-items"]).args(system);
+    kernel_doc
+        .args(["--no-deps", "--document-private-items"])
+        .args(system);
     vec![
         ("format", own(&["fmt", "--all", "--", "--check"])),
         ("clippy on the host", host_clippy),

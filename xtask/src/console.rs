@@ -22,19 +22,27 @@ pub struct Symbols {
 impl Symbols {
     /// Of this ELF file.
     pub fn of(file: &Path) -> Self {
-        Self { file: file.to_path_buf(), loader: None }
+        Self {
+            file: file.to_path_buf(),
+            loader: None,
+        }
     }
 
     /// The functions at a return address, innermost first, each as `name at file:line`.
     fn frames(&mut self, return_address: u64) -> Vec<String> {
-        let loader = self.loader.get_or_insert_with(|| Loader::new(&self.file).ok());
+        let loader = self
+            .loader
+            .get_or_insert_with(|| Loader::new(&self.file).ok());
         let Some(loader) = loader else { return vec![] };
         // The call itself: the address after it may belong to the next line, or to the next function.
         let call = return_address.wrapping_sub(1);
         let mut found = vec![];
         let mut frames = loader.find_frames(call).ok();
         while let Some(frame) = frames.as_mut().and_then(|f| f.next().ok().flatten()) {
-            let name = frame.function.as_ref().and_then(|f| f.demangle().ok().map(|n| n.into_owned()));
+            let name = frame
+                .function
+                .as_ref()
+                .and_then(|f| f.demangle().ok().map(|n| n.into_owned()));
             let place = frame.location.and_then(|l| Some((short(l.file?), l.line?)));
             found.push(describe(name.as_deref().unwrap_or("?"), place));
         }
@@ -56,7 +64,14 @@ fn describe(name: &str, place: Option<(&str, u32)>) -> String {
 fn short(path: &str) -> &str {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
     let root = root.strip_suffix("xtask/").unwrap_or(root);
-    path.strip_prefix(root).unwrap_or(path)
+    // A crate from a registry: its own folder will do.
+    let registry = path
+        .split_once("/registry/src/")
+        .and_then(|(_, rest)| rest.split_once('/'));
+    registry
+        .map(|(_, rest)| rest)
+        .or(path.strip_prefix(root))
+        .unwrap_or(path)
 }
 
 /// A filter for the console's bytes.
@@ -72,7 +87,12 @@ pub struct Console {
 impl Console {
     /// `log` gets what the terminal gets.
     pub fn new(symbols: Symbols, log: Option<File>) -> Self {
-        Self { symbols, log, held: vec![], passing: false }
+        Self {
+            symbols,
+            log,
+            held: vec![],
+            passing: false,
+        }
     }
 
     /// Takes bytes from QEMU and writes to `out` what can be shown.
@@ -104,15 +124,24 @@ impl Console {
     /// Moves the held line to `shown`, with names if it is an address line.
     fn release(&mut self, shown: &mut Vec<u8>) {
         let held = std::mem::take(&mut self.held);
-        let digits = held.strip_prefix(MARK).and_then(|rest| std::str::from_utf8(rest).ok());
-        let digits = digits.map(|rest| rest.trim_end().trim_end_matches(|c: char| !c.is_ascii_hexdigit()));
+        let digits = held
+            .strip_prefix(MARK)
+            .and_then(|rest| std::str::from_utf8(rest).ok());
+        let digits = digits.map(|rest| {
+            rest.trim_end()
+                .trim_end_matches(|c: char| !c.is_ascii_hexdigit())
+        });
         let frames = match digits.and_then(|d| u64::from_str_radix(d, 16).ok()) {
             Some(address) => self.symbols.frames(address),
             None => vec![],
         };
         shown.extend(held.strip_suffix(b"\n").unwrap_or(&held));
         for (i, frame) in frames.iter().enumerate() {
-            let indent = if i == 0 { "  " } else { "\n      inlined into  " };
+            let indent = if i == 0 {
+                "  "
+            } else {
+                "\n      inlined into  "
+            };
             shown.extend(format!("{indent}{frame}").as_bytes());
         }
         if held.ends_with(b"\n") {
@@ -150,8 +179,14 @@ mod tests {
     #[test]
     fn other_text_passes_at_once() {
         let nowhere = Path::new("nowhere");
-        assert_eq!(feed(nowhere, &["login: ", "x\r\n", "  b", "t", "\n"]), ["login: ", "x\n", "", "", "  bt\n", ""]);
-        assert_eq!(feed(nowhere, &["  bt: 0xzz\n  bt: 0x1"]), ["  bt: 0xzz\n", "  bt: 0x1"]);
+        assert_eq!(
+            feed(nowhere, &["login: ", "x\r\n", "  b", "t", "\n"]),
+            ["login: ", "x\n", "", "", "  bt\n", ""]
+        );
+        assert_eq!(
+            feed(nowhere, &["  bt: 0xzz\n  bt: 0x1"]),
+            ["  bt: 0xzz\n", "  bt: 0x1"]
+        );
         assert_eq!(feed(nowhere, &["  bt: 0x12\n"]), ["  bt: 0x12\n", ""]);
     }
 
@@ -163,12 +198,22 @@ mod tests {
         let bytes = std::fs::read(&me).unwrap();
         let elf = elf::ElfBytes::<elf::endian::LittleEndian>::minimal_parse(&bytes).unwrap();
         let (symbols, names) = elf.symbol_table().unwrap().unwrap();
-        let wanted = |s: &elf::symbol::Symbol| names.get(s.st_name as usize).is_ok_and(|n| n.contains("landmark"));
-        let symbol = symbols.iter().find(wanted).expect("a function named landmark");
+        let wanted = |s: &elf::symbol::Symbol| {
+            names
+                .get(s.st_name as usize)
+                .is_ok_and(|n| n.contains("landmark"))
+        };
+        let symbol = symbols
+            .iter()
+            .find(wanted)
+            .expect("a function named landmark");
         assert_eq!(landmark(1), 2);
         let line = format!("  bt: {:#x}\n", symbol.st_value + 2);
         let shown = feed(&me, &[&line]).concat();
-        assert!(shown.contains("landmark") && shown.contains("console.rs:"), "{shown}");
+        assert!(
+            shown.contains("landmark") && shown.contains("console.rs:"),
+            "{shown}"
+        );
     }
 
     #[inline(never)]

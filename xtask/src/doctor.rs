@@ -26,10 +26,15 @@ pub fn command() -> Result<()> {
         };
         table.add_row([mark, finding.what, text]);
     }
-    println!("{table}");
-    let missing = findings.iter().filter(|f| f.needed && f.state.is_err()).count();
+    table.lines().for_each(|l| println!("{}", l.trim()));
+    let missing = findings
+        .iter()
+        .filter(|f| f.needed && f.state.is_err())
+        .count();
     if missing > 0 {
-        bail!("{missing} needed things are missing; qemu, test and check install them by themselves");
+        bail!(
+            "{missing} needed things are missing; qemu, test and check install them by themselves"
+        );
     }
     Ok(())
 }
@@ -41,11 +46,20 @@ fn line_or(plan: Option<apt::Request>, otherwise: &str) -> String {
 fn compiler() -> Finding {
     let (major, minor) = toolchain::MINIMUM;
     let state = match toolchain::own_version() {
-        Some(version) if version >= toolchain::MINIMUM => Ok(format!("{}.{}", version.0, version.1)),
-        Some(version) => Err(format!("rustc {}.{} is older than {major}.{minor}: rustup update", version.0, version.1)),
+        Some(version) if version >= toolchain::MINIMUM => {
+            Ok(format!("{}.{}", version.0, version.1))
+        }
+        Some(version) => Err(format!(
+            "rustc {}.{} is older than {major}.{minor}: rustup update",
+            version.0, version.1
+        )),
         None => Err("no rustc".into()),
     };
-    Finding { what: "rustc for the host", state, needed: true }
+    Finding {
+        what: "rustc for the host",
+        state,
+        needed: true,
+    }
 }
 
 fn bare_metal() -> Finding {
@@ -54,31 +68,61 @@ fn bare_metal() -> Finding {
     } else if toolchain::debian_is_complete() {
         Ok("Debian's compiler, with a sysroot of our own".into())
     } else {
-        Err(line_or(toolchain::missing_packages(), &format!("rustup target add {}", toolchain::TARGET)))
+        Err(line_or(
+            toolchain::missing_packages(),
+            &format!("rustup target add {}", toolchain::TARGET),
+        ))
     };
-    Finding { what: toolchain::TARGET, state, needed: true }
+    Finding {
+        what: toolchain::TARGET,
+        state,
+        needed: true,
+    }
 }
 
 fn clippy() -> Finding {
-    let state = match (toolchain::own_has_target(), Path::new("/usr/bin/cargo-clippy").is_file()) {
+    let state = match (
+        toolchain::own_has_target(),
+        Path::new("/usr/bin/cargo-clippy").is_file(),
+    ) {
         (true, _) => Ok("with the compiler".into()),
         (_, true) => Ok("Debian's".into()),
         _ => Err(apt::Request::packages(&["rust-web-clippy"]).line()),
     };
-    Finding { what: "clippy for that target", state, needed: false }
+    Finding {
+        what: "clippy for that target",
+        state,
+        needed: false,
+    }
 }
 
 fn qemu() -> Finding {
     let (major, minor) = emulator::MINIMUM;
-    let get = || line_or(emulator::plan(), "apt's sources offer none that is new enough");
+    let get = || {
+        line_or(
+            emulator::plan(),
+            "apt's sources offer none that is new enough",
+        )
+    };
     let state = match emulator::find() {
-        Some(found) if found.version >= emulator::MINIMUM => {
-            Ok(format!("{}.{} ({})", found.version.0, found.version.1, found.program.display()))
-        }
-        Some(found) => Err(format!("{:?} is older than {major}.{minor}: {}", found.version, get())),
+        Some(found) if found.version >= emulator::MINIMUM => Ok(format!(
+            "{}.{} ({})",
+            found.version.0,
+            found.version.1,
+            found.program.display()
+        )),
+        Some(found) => Err(format!(
+            "{:?} is older than {major}.{minor}: {}",
+            found.version,
+            get()
+        )),
         None => Err(get()),
     };
-    Finding { what: "qemu-system-x86_64", state, needed: true }
+    Finding {
+        what: "qemu-system-x86_64",
+        state,
+        needed: true,
+    }
 }
 
 fn kvm() -> Finding {
@@ -86,13 +130,24 @@ fn kvm() -> Finding {
         true => Ok("/dev/kvm is there; whether it runs guests only --accel kvm shows".into()),
         false => Err("only for --accel kvm; emulation works everywhere".into()),
     };
-    Finding { what: "kvm", state, needed: false }
+    Finding {
+        what: "kvm",
+        state,
+        needed: false,
+    }
 }
 
 fn gdb() -> Finding {
     let state = match apt::find_program("gdb") {
         Some(path) => Ok(path.display().to_string()),
-        None => Err(format!("only for --gdb: {}", apt::Request::packages(&["gdb"]).line())),
+        None => Err(format!(
+            "only for --gdb: {}",
+            apt::Request::packages(&["gdb"]).line()
+        )),
     };
-    Finding { what: "gdb", state, needed: false }
+    Finding {
+        what: "gdb",
+        state,
+        needed: false,
+    }
 }

@@ -24,7 +24,10 @@ pub struct Emulator {
 pub fn find() -> Option<Emulator> {
     let program = apt::find_program("qemu-system-x86_64")?;
     let text = ask(|sh| cmd!(sh, "{program} --version"))?;
-    Some(Emulator { program, version: parse_version(&text)? })
+    Some(Emulator {
+        program,
+        version: parse_version(&text)?,
+    })
 }
 
 fn parse_version(text: &str) -> Option<(u32, u32)> {
@@ -46,14 +49,24 @@ pub fn ensure(installer: &Installer) -> Result<Emulator> {
     installer.install(&why, &plan)?;
     match find() {
         Some(found) if found.version >= MINIMUM => Ok(found),
-        Some(found) => bail!("{why} is needed; {} is {:?}", found.program.display(), found.version),
+        Some(found) => bail!(
+            "{why} is needed; {} is {:?}",
+            found.program.display(),
+            found.version
+        ),
         None => bail!("{why} is still missing after the installation"),
     }
 }
 
 /// What would have to be installed.
 pub fn plan() -> Option<Request> {
-    apt::plan(PACKAGE, MINIMUM, &apt::codename(), &apt::available(PACKAGE), &apt::sources())
+    apt::plan(
+        PACKAGE,
+        MINIMUM,
+        &apt::codename(),
+        &apt::available(PACKAGE),
+        &apt::sources(),
+    )
 }
 
 #[cfg(test)]
@@ -62,7 +75,10 @@ mod tests {
 
     #[test]
     fn versions() {
-        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10)"), Some((10, 0)));
+        assert_eq!(
+            parse_version("QEMU emulator version 10.0.2 (Debian 1:10)"),
+            Some((10, 0))
+        );
         assert_eq!(parse_version("QEMU emulator version 7.2"), Some((7, 2)));
         assert_eq!(parse_version("something else"), None);
     }

@@ -2,13 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use cpio::newc;
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::Write,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, io::Write, os::unix::fs::PermissionsExt, path::Path};
 
 /// The bits of a mode that say what a file is.
 const TYPE: u32 = 0o170_000;
@@ -33,8 +27,18 @@ pub struct Initramfs {
 impl Initramfs {
     /// The usual empty directories.
     pub fn new() -> Self {
-        let directory = |name: &&str| (name.to_string(), Entry { mode: DIRECTORY | 0o755, data: vec![] });
-        Self { entries: USUAL.iter().map(directory).collect() }
+        let directory = |name: &&str| {
+            (
+                name.to_string(),
+                Entry {
+                    mode: DIRECTORY | 0o755,
+                    data: vec![],
+                },
+            )
+        };
+        Self {
+            entries: USUAL.iter().map(directory).collect(),
+        }
     }
 
     /// Adds an executable file.
@@ -66,12 +70,20 @@ impl Initramfs {
                 self.add_below(&path, &format!("{name}/"))?;
             } else if meta.is_symlink() {
                 let target = fs::read_link(&path)?;
-                self.add(&name, SYMLINK | 0o777, target.into_os_string().into_encoded_bytes())?;
+                self.add(
+                    &name,
+                    SYMLINK | 0o777,
+                    target.into_os_string().into_encoded_bytes(),
+                )?;
             } else if meta.is_file() {
-                let data = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                let data =
+                    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
                 self.add(&name, REGULAR | permissions, data)?;
             } else {
-                eprintln!("note: {} is neither file, directory nor link: left out", path.display());
+                eprintln!(
+                    "note: {} is neither file, directory nor link: left out",
+                    path.display()
+                );
             }
         }
         Ok(())
@@ -90,7 +102,10 @@ impl Initramfs {
         let mut out = Vec::new();
         for (number, (name, Entry { mode, data })) in self.entries.into_iter().enumerate() {
             let links = if mode & TYPE == DIRECTORY { 2 } else { 1 };
-            let header = newc::Builder::new(&name).ino(number as u32 + 1).mode(mode).nlink(links);
+            let header = newc::Builder::new(&name)
+                .ino(number as u32 + 1)
+                .mode(mode)
+                .nlink(links);
             let mut writer = header.write(out, data.len() as u32);
             writer.write_all(&data)?;
             out = writer.finish()?;
@@ -132,13 +147,20 @@ mod tests {
             got.push((name, mode, text));
             rest = reader.finish().unwrap();
         }
-        let find = |name: &str| got.iter().find(|(n, ..)| n == name).map(|(_, mode, text)| (*mode, text.as_str()));
+        let find = |name: &str| {
+            got.iter()
+                .find(|(n, ..)| n == name)
+                .map(|(_, mode, text)| (*mode, text.as_str()))
+        };
         assert_eq!(find("bin/a"), Some((0o100_755, "new")));
         assert_eq!(find("etc/deep/file"), Some((0o100_640, "text")));
         assert_eq!(find("etc/link"), Some((0o120_777, "deep/file")));
         assert!(find("dev").is_some_and(|(mode, _)| mode & TYPE == DIRECTORY));
         let position = |name: &str| got.iter().position(|(n, ..)| n == name);
-        assert!(position("etc") < position("etc/deep") && position("etc/deep") < position("etc/deep/file"));
+        assert!(
+            position("etc") < position("etc/deep")
+                && position("etc/deep") < position("etc/deep/file")
+        );
         assert!(Initramfs::new().add_tree(&at("nowhere")).is_err());
     }
 }

@@ -37,7 +37,11 @@ use std::process::ExitCode;
 
 /// Build, run, test and check Tine.
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    disable_help_subcommand = true
+)]
 struct Cli {
     /// Install nothing: print the line that would, and stop.
     #[arg(long, global = true)]

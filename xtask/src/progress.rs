@@ -28,9 +28,15 @@ pub struct Step {
 impl Step {
     /// Begins; `title` says what is being done ("building the kernel").
     pub fn new(title: impl Into<String>) -> Self {
-        let style = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]").expect("a valid template");
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_style(style);
-        Self { title: title.into(), start: Instant::now(), bar }
+        let style =
+            ProgressStyle::with_template("{spinner} {msg} [{elapsed}]").expect("a valid template");
+        let bar =
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()).with_style(style);
+        Self {
+            title: title.into(),
+            start: Instant::now(),
+            bar,
+        }
     }
 
     /// Shows `detail` beside the title, once the step has taken long enough to be shown at all.
@@ -44,7 +50,8 @@ impl Step {
         }
         let detail: String = detail.trim().chars().take(60).collect();
         let separator = if detail.is_empty() { "" } else { ": " };
-        self.bar.set_message(format!("{}{separator}{detail}", self.title));
+        self.bar
+            .set_message(format!("{}{separator}{detail}", self.title));
     }
 
     /// Ends the step, leaving a line if it took long.
@@ -58,17 +65,29 @@ impl Step {
 
     /// Runs `command` as this step and returns what it wrote to standard output.
     pub fn run(self, mut command: Command) -> Result<String> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let program = command.get_program().to_string_lossy().into_owned();
-        let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
         let mut stdout = child.stdout.take().expect("piped");
         let (sender, lines) = mpsc::channel();
         let out = thread::spawn(move || {
             let mut text = Vec::new();
-            stdout.read_to_end(&mut text).map(|_| String::from_utf8_lossy(&text).into_owned())
+            stdout
+                .read_to_end(&mut text)
+                .map(|_| String::from_utf8_lossy(&text).into_owned())
         });
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        thread::spawn(move || stderr.split(b'\n').map_while(Result::ok).try_for_each(|l| sender.send(l)));
+        thread::spawn(move || {
+            stderr
+                .split(b'\n')
+                .map_while(Result::ok)
+                .try_for_each(|l| sender.send(l))
+        });
 
         let mut log: Vec<String> = Vec::new();
         loop {
@@ -87,7 +106,15 @@ impl Step {
             if log.is_empty() {
                 eprint!("{output}");
             }
-            log[skipped..].iter().for_each(|line| eprintln!("{line}"));
+            let noise = |l: &&String| {
+                !["Compiling ", "Checking ", "Downloaded "]
+                    .iter()
+                    .any(|w| l.trim_start().starts_with(w))
+            };
+            log[skipped..]
+                .iter()
+                .filter(noise)
+                .for_each(|line| eprintln!("{line}"));
             bail!("{} failed ({program}: {status})", self.title);
         }
         self.done();

@@ -110,18 +110,33 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         line.init = Some((format!("/{name}"), args.to_vec()));
     }
 
-    let scratch = tempfile::Builder::new().prefix("tine-").tempdir().context("cannot make a temporary directory")?;
+    let scratch = tempfile::Builder::new()
+        .prefix("tine-")
+        .tempdir()
+        .context("cannot make a temporary directory")?;
     let bundle = scratch.path().join("bundle");
     artifacts.write_bundle(&archive.finish()?, &bundle)?;
-    let machine = Machine { qmp: scratch.path().join("qmp"), records: scratch.path().join("records") };
+    let machine = Machine {
+        qmp: scratch.path().join("qmp"),
+        records: scratch.path().join("records"),
+    };
     let mut qemu = Command::new(&emulator.program);
-    qemu.args(options.machine(&topology)).args(machine.arguments());
-    qemu.arg("-kernel").arg(&artifacts.boot).arg("-initrd").arg(&bundle).arg("-append").arg(line.line()?);
+    qemu.args(options.machine(&topology))
+        .args(machine.arguments());
+    qemu.arg("-kernel")
+        .arg(&artifacts.boot)
+        .arg("-initrd")
+        .arg(&bundle)
+        .arg("-append")
+        .arg(line.line()?);
     if options.gdb {
         let port = free_port()?;
         qemu.args(["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
         eprintln!("waiting for a debugger; in another terminal:");
-        eprintln!("  gdb {} -ex 'target remote 127.0.0.1:{port}'", paths::shown(&artifacts.kernel));
+        eprintln!(
+            "  gdb {} -ex 'target remote 127.0.0.1:{port}'",
+            paths::shown(&artifacts.kernel)
+        );
     }
 
     eprintln!("{}, {}", topology.describe(), options.mode());
@@ -131,7 +146,14 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         report: Duration::from_secs(5 + u64::from(topology.cpus()) / 20),
     };
     let symbols = Symbols::of(&artifacts.kernel);
-    let ending = run::watch(qemu, &machine, &limits, symbols, options.log.as_deref(), !options.init.is_empty())?;
+    let ending = run::watch(
+        qemu,
+        &machine,
+        &limits,
+        symbols,
+        options.log.as_deref(),
+        !options.init.is_empty(),
+    )?;
     let lines = fs::read_to_string(&machine.records).unwrap_or_default();
     if let Some(path) = &options.records {
         fs::write(path, &lines).with_context(|| format!("cannot write {}", path.display()))?;
@@ -146,8 +168,14 @@ impl Options {
     /// Refuses combinations that cannot work, with the reason.
     fn check(&self, topology: &Topology) -> Result<()> {
         let kvm = self.accel == Accel::Kvm;
-        ensure!(!(kvm && self.icount), "--icount counts emulated instructions: it needs --accel tcg");
-        ensure!(!kvm || Path::new("/dev/kvm").exists(), "--accel kvm: this machine has no /dev/kvm");
+        ensure!(
+            !(kvm && self.icount),
+            "--icount counts emulated instructions: it needs --accel tcg"
+        );
+        ensure!(
+            !kvm || Path::new("/dev/kvm").exists(),
+            "--accel kvm: this machine has no /dev/kvm"
+        );
         let cpus = topology.cpus();
         ensure!(
             !kvm || cpus <= KVM_MAX_CPUS,
@@ -172,12 +200,30 @@ impl Options {
     fn machine(&self, topology: &Topology) -> Vec<String> {
         let mut args: Vec<String> = Vec::new();
         let mut push = |words: &[&str]| args.extend(words.iter().map(|w| w.to_string()));
-        push(&["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]);
+        push(&[
+            "-no-user-config",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
         // The firmware looks at every device: leave out what the kernel has no use for.
-        push(&["-machine", "q35,sata=off,smbus=off,usb=off,vmport=off", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        push(&[
+            "-machine",
+            "q35,sata=off,smbus=off,usb=off,vmport=off",
+            "-device",
+            "isa-debug-exit,iobase=0xf4,iosize=4",
+        ]);
         match (self.accel, self.icount) {
             (_, true) => {
-                push(&["-cpu", "max", "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+                push(&[
+                    "-cpu",
+                    "max",
+                    "-accel",
+                    "tcg,thread=single",
+                    "-icount",
+                    "shift=0,sleep=off",
+                ]);
                 // Nothing the guest can see may differ between two runs.
                 push(&["-rtc", "base=2026-01-01T00:00:00,clock=vm", "-seed", "1"]);
             }
@@ -195,7 +241,9 @@ fn verdict(ending: Ending, options: &Options) -> Result<()> {
         Ending::Exit(Some(33)) => Ok(()),
         Ending::Exit(Some(255)) => bail!("the loader stage could not start the kernel"),
         // With -no-reboot, a reset ends QEMU without a word: nothing but a triple fault resets here.
-        Ending::Exit(Some(0)) => bail!("the machine reset itself (a triple fault), or was told to quit"),
+        Ending::Exit(Some(0)) => {
+            bail!("the machine reset itself (a triple fault), or was told to quit")
+        }
         Ending::Exit(Some(1)) => bail!("QEMU could not start the machine"),
         Ending::Exit(Some(code)) if code & 1 == 1 => {
             bail!("the kernel reports failure (code {:#x})", code >> 1)
@@ -212,19 +260,30 @@ fn verdict(ending: Ending, options: &Options) -> Result<()> {
 /// Where a program of the host goes in the initramfs: its own name, in /bin.
 fn guest_name(path: &Path) -> Result<String> {
     let name = path.file_name().and_then(|n| n.to_str());
-    Ok(format!("bin/{}", name.with_context(|| format!("--init {}: no file name", path.display()))?))
+    Ok(format!(
+        "bin/{}",
+        name.with_context(|| format!("--init {}: no file name", path.display()))?
+    ))
 }
 
 /// Says what will probably not run; whether it does is the kernel's to decide.
 fn warn_unless_program(path: &Path) -> Result<()> {
     let file = fs::read(path).with_context(|| format!("--init {}", path.display()))?;
     let elf = elf::ElfBytes::<elf::endian::AnyEndian>::minimal_parse(&file);
-    let interpreted = |e: &elf::ElfBytes<'_, _>| e.segments().is_some_and(|s| s.iter().any(|p| p.p_type == abi::PT_INTERP));
+    let interpreted = |e: &elf::ElfBytes<'_, _>| {
+        e.segments()
+            .is_some_and(|s| s.iter().any(|p| p.p_type == abi::PT_INTERP))
+    };
     match elf {
         Err(_) => eprintln!("note: {} is no ELF file, or a damaged one", path.display()),
-        Ok(e) if e.ehdr.e_machine != abi::EM_X86_64 => eprintln!("note: {} is not for x86-64", path.display()),
+        Ok(e) if e.ehdr.e_machine != abi::EM_X86_64 => {
+            eprintln!("note: {} is not for x86-64", path.display())
+        }
         Ok(e) if interpreted(&e) => {
-            eprintln!("note: {} is dynamically linked; its loader and libraries come only with --root", path.display());
+            eprintln!(
+                "note: {} is dynamically linked; its loader and libraries come only with --root",
+                path.display()
+            );
         }
         Ok(_) => {}
     }
@@ -233,7 +292,8 @@ fn warn_unless_program(path: &Path) -> Result<()> {
 
 /// A TCP port that nobody listens on just now.
 fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:1234").or_else(|_| TcpListener::bind("127.0.0.1:0"))?;
+    let listener =
+        TcpListener::bind("127.0.0.1:1234").or_else(|_| TcpListener::bind("127.0.0.1:0"))?;
     Ok(listener.local_addr()?.port())
 }
 
@@ -249,7 +309,9 @@ mod tests {
     }
 
     fn parse(words: &[&str]) -> Options {
-        Line::try_parse_from([&["qemu"], words].concat()).unwrap().options
+        Line::try_parse_from([&["qemu"], words].concat())
+            .unwrap()
+            .options
     }
 
     #[test]
@@ -267,7 +329,11 @@ mod tests {
         for needed in ["thread=single", "shift=0,sleep=off", "clock=vm", "-seed 1"] {
             assert!(words.contains(needed), "{words}");
         }
-        assert!(parse(&["--icount", "--accel", "kvm"]).check(&topology).is_err());
+        assert!(
+            parse(&["--icount", "--accel", "kvm"])
+                .check(&topology)
+                .is_err()
+        );
     }
 
     #[test]

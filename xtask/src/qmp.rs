@@ -19,7 +19,9 @@ impl Qmp {
     pub fn connect(path: &Path) -> Result<Self> {
         let stream = UnixStream::connect(path).context("no monitor")?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        let mut qmp = Self { stream: BufReader::new(stream) };
+        let mut qmp = Self {
+            stream: BufReader::new(stream),
+        };
         qmp.line()?; // the greeting
         qmp.execute("qmp_capabilities")?;
         Ok(qmp)

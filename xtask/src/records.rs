@@ -8,7 +8,11 @@ use kbench::Record;
 pub fn print(lines: &str) -> bool {
     let (records, bad) = read(lines);
     if !records.is_empty() {
-        println!("\n{}", table(&records));
+        println!();
+        table(&records)
+            .lines()
+            .for_each(|l| println!("{}", l.trim()));
+        println!("figures per operation in {}", unit(&records));
     }
     bad.iter().for_each(|why| eprintln!("note: {why}"));
     bad.is_empty() && records.iter().all(Record::is_clean)
@@ -26,13 +30,32 @@ fn read(lines: &str) -> (Vec<Record>, Vec<String>) {
     (good, bad)
 }
 
+/// What the figures count; one machine has one mode.
+fn unit(records: &[Record]) -> &'static str {
+    records.first().map_or("", |r| r.mode.unit())
+}
+
 fn table(records: &[Record]) -> Table {
     let mut table = Table::new();
-    let unit = records.first().map_or("", |r| r.mode.unit());
     table.load_style(TableStyle::new());
-    table.set_header(["benchmark", "variants", "ops", "workers", "min", "p50", "p99", "max", "mean", "leaks", unit]);
+    table.set_header([
+        "benchmark",
+        "variants",
+        "ops",
+        "workers",
+        "min",
+        "p50",
+        "p99",
+        "max",
+        "mean",
+        "leaks",
+    ]);
     for record in records {
-        let variants: Vec<String> = record.variants.iter().map(|s| format!("{}={}", s.name, s.value)).collect();
+        let variants: Vec<String> = record
+            .variants
+            .iter()
+            .map(|s| format!("{}={}", s.name, s.value))
+            .collect();
         let leaks = match (&record.leaks, record.errors) {
             (_, errors) if errors > 0 => format!("{errors} ERRORS"),
             (None, _) => "not checked".into(),
@@ -40,7 +63,15 @@ fn table(records: &[Record]) -> Table {
             (Some(leaks), _) => format!("{} LEAKS", leaks.len()),
         };
         let c = &record.cycles;
-        let numbers = [record.ops, record.workers.into(), c.min, c.p50, c.p99, c.max, c.mean as u64];
+        let numbers = [
+            record.ops,
+            record.workers.into(),
+            c.min,
+            c.p50,
+            c.p99,
+            c.max,
+            c.mean as u64,
+        ];
         let mut row = vec![record.benchmark.clone(), variants.join(" ")];
         row.extend(numbers.iter().map(|n| kbench::table::grouped(*n)));
         row.push(leaks);
@@ -65,24 +96,37 @@ mod tests {
     fn record() -> Record {
         let mut histogram = Histogram::try_new().unwrap();
         histogram.record(12_345);
-        let topology = TopologyInfo { cpus: 8, nodes: 4, name: "default".into() };
+        let topology = TopologyInfo {
+            cpus: 8,
+            nodes: 4,
+            name: "default".into(),
+        };
         Record::new("fork", Mode::Icount, topology, &histogram)
     }
 
     #[test]
     fn a_row_per_record() {
-        let lines = format!("{}\r\n\n{}\n", record().to_json_line(), record().to_json_line());
+        let lines = format!(
+            "{}\r\n\n{}\n",
+            record().to_json_line(),
+            record().to_json_line()
+        );
         let (records, bad) = read(&lines);
         assert_eq!((records.len(), bad.len()), (2, 0));
         let text = table(&records).to_string();
-        assert!(text.contains("12,345") && text.contains("instructions"), "{text}");
+        assert!(text.contains("12,345"), "{text}");
+        assert_eq!(unit(&records), "instructions");
         assert!(print(&lines));
     }
 
     #[test]
     fn leaks_errors_and_noise_are_failures() {
         let mut leaking = record();
-        leaking.leaks = Some(vec![Leak { what: "pids".into(), before: 1, after: 2 }]);
+        leaking.leaks = Some(vec![Leak {
+            what: "pids".into(),
+            before: 1,
+            after: 2,
+        }]);
         assert!(!print(&leaking.to_json_line()));
         let mut failing = record();
         failing.errors = 3;

@@ -86,10 +86,20 @@ pub fn watch(
     log: Option<&Path>,
     interactive: bool,
 ) -> Result<Ending> {
-    let log = log.map(|p| File::create(p).with_context(|| format!("cannot write {}", p.display()))).transpose()?;
-    let input = if interactive { Stdio::piped() } else { Stdio::null() };
+    let log = log
+        .map(|p| File::create(p).with_context(|| format!("cannot write {}", p.display())))
+        .transpose()?;
+    let input = if interactive {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    };
     let mut qemu = with_parent(qemu);
-    let mut child = qemu.stdin(input).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
+    let mut child = qemu
+        .stdin(input)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start QEMU")?;
     let start = Instant::now();
     let stdout = child.stdout.take().expect("piped");
     let (sender, events) = mpsc::channel();
@@ -107,13 +117,22 @@ pub fn watch(
 
 /// `command`, made to end when we do, whatever ends us.
 fn with_parent(command: Command) -> Command {
-    let Some(setpriv) = apt::find_program("setpriv") else { return command };
+    let Some(setpriv) = apt::find_program("setpriv") else {
+        return command;
+    };
     let mut wrapped = Command::new(setpriv);
-    wrapped.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program()).args(command.get_args());
+    wrapped
+        .args(["--pdeathsig", "TERM", "--"])
+        .arg(command.get_program())
+        .args(command.get_args());
     wrapped
 }
 
-fn read_console(mut from: ChildStdout, mut console: Console, events: &Sender<Event>) -> io::Result<()> {
+fn read_console(
+    mut from: ChildStdout,
+    mut console: Console,
+    events: &Sender<Event>,
+) -> io::Result<()> {
     let (mut buffer, mut alive) = ([0; 4096], false);
     loop {
         let len = from.read(&mut buffer)?;
@@ -142,18 +161,33 @@ fn wait(
 ) -> Result<Ending> {
     let mut silence = limits.silence;
     loop {
-        let patience = [silence, limits.total].into_iter().flatten().min().unwrap_or(Duration::MAX);
-        match events.recv_timeout(patience.saturating_sub(start.elapsed()).min(Duration::from_secs(3600))) {
+        let patience = [silence, limits.total]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(Duration::MAX);
+        match events.recv_timeout(
+            patience
+                .saturating_sub(start.elapsed())
+                .min(Duration::from_secs(3600)),
+        ) {
             Ok(Event::Alive) => silence = None,
-            Ok(Event::End) | Err(RecvTimeoutError::Disconnected) => return Ok(Ending::Exit(child.wait()?.code())),
+            Ok(Event::End) | Err(RecvTimeoutError::Disconnected) => {
+                return Ok(Ending::Exit(child.wait()?.code()));
+            }
             Err(RecvTimeoutError::Timeout) if start.elapsed() < patience => {}
             Err(RecvTimeoutError::Timeout) if silence == Some(patience) => {
                 end(child, machine)?;
                 return Ok(Ending::Silent);
             }
             Err(RecvTimeoutError::Timeout) => {
-                eprintln!("\n{} s are over; asking every CPU where it is", patience.as_secs());
-                if let Err(error) = Qmp::connect(&machine.qmp).and_then(|mut qmp| qmp.execute("inject-nmi")) {
+                eprintln!(
+                    "\n{} s are over; asking every CPU where it is",
+                    patience.as_secs()
+                );
+                if let Err(error) =
+                    Qmp::connect(&machine.qmp).and_then(|mut qmp| qmp.execute("inject-nmi"))
+                {
                     eprintln!("QEMU's monitor does not answer: {error:#}");
                 } else {
                     let _ = wait_for_end(events, limits.report);

@@ -3,7 +3,10 @@
 //! Three suites, each a `cargo test`: the crates on the host, ksync's interleavings under loom, and the scenarios in
 //! QEMU. What passes is counted; what fails is shown. The last line is `N passed, N failed`.
 
-use crate::{apt::Installer, build::Artifacts, emulator, paths, progress::Step, toolchain, toolchain::Toolchain};
+use crate::{
+    apt::Installer, build::Artifacts, emulator, paths, progress::Step, toolchain,
+    toolchain::Toolchain,
+};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{BufRead, BufReader, Read},
@@ -40,18 +43,26 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         host.args(["--exclude", name]);
     }
     let mut loom = cargo_test();
-    loom.args(["-p", "ksync", "--release", "--target-dir"]).arg(paths::target().join("loom"));
+    loom.args(["-p", "ksync", "--release", "--target-dir"])
+        .arg(paths::target().join("loom"));
     loom.env("RUSTFLAGS", "--cfg loom");
     let mut scenarios = cargo_test();
     scenarios.args(["-p", "tests", "--test", "scenarios"]);
-    scenarios.env("TINE_XTASK", std::env::current_exe().context("where am I?")?);
+    scenarios.env(
+        "TINE_XTASK",
+        std::env::current_exe().context("where am I?")?,
+    );
 
     let mut sum = Counts::default();
     for (title, command) in [("tests on the host", host), ("interleavings (loom)", loom)] {
         sum.add(run(title, command, options.filter.as_deref()));
     }
     match Artifacts::build(&toolchain) {
-        Ok(_) => sum.add(run("scenarios in QEMU", scenarios, options.filter.as_deref())),
+        Ok(_) => sum.add(run(
+            "scenarios in QEMU",
+            scenarios,
+            options.filter.as_deref(),
+        )),
         Err(error) => {
             eprintln!("the kernel cannot be built: {error:#}");
             sum.failed += 1;
@@ -70,7 +81,9 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
 fn cargo_test() -> Command {
     let mut command = Command::new(toolchain::own_cargo());
     toolchain::clean_environment(&mut command);
-    command.current_dir(paths::root()).args(["test", "--no-fail-fast"]);
+    command
+        .current_dir(paths::root())
+        .args(["test", "--no-fail-fast"]);
     command
 }
 
@@ -85,23 +98,35 @@ impl Counts {
 fn run(title: &str, command: Command, filter: Option<&str>) -> Counts {
     match try_run(title, command, filter) {
         Ok(counts) => {
-            eprintln!("{title}: {} passed, {} failed", counts.passed, counts.failed);
+            eprintln!(
+                "{title}: {} passed, {} failed",
+                counts.passed, counts.failed
+            );
             counts
         }
         Err(error) => {
             eprintln!("{title}: {error:#}");
-            Counts { passed: 0, failed: 1 }
+            Counts {
+                passed: 0,
+                failed: 1,
+            }
         }
     }
 }
 
 fn try_run(title: &str, mut command: Command, filter: Option<&str>) -> Result<Counts> {
     command.arg("--").args(filter);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let mut stderr = child.stderr.take().expect("piped");
     let errors = thread::spawn(move || {
         let mut text = Vec::new();
-        stderr.read_to_end(&mut text).map(|_| String::from_utf8_lossy(&text).into_owned())
+        stderr
+            .read_to_end(&mut text)
+            .map(|_| String::from_utf8_lossy(&text).into_owned())
     });
     let step = Step::new(title);
     step.detail("building");
@@ -120,8 +145,13 @@ fn try_run(title: &str, mut command: Command, filter: Option<&str>) -> Result<Co
     if !status.success() && report.counts.failed == 0 {
         // Nothing ran, or a test took the whole program with it.
         report.unfinished.iter().for_each(|line| println!("{line}"));
-        let lines: Vec<&str> = errors.lines().filter(|l| !l.trim_start().starts_with("Compiling ")).collect();
-        lines[lines.len().saturating_sub(80)..].iter().for_each(|line| println!("{line}"));
+        let lines: Vec<&str> = errors
+            .lines()
+            .filter(|l| !l.trim_start().starts_with("Compiling "))
+            .collect();
+        lines[lines.len().saturating_sub(80)..]
+            .iter()
+            .for_each(|line| println!("{line}"));
         report.counts.failed = 1;
     }
     Ok(report.counts)
@@ -161,7 +191,10 @@ fn parse_result(text: &str) -> Counts {
         let mut found = parts.filter_map(|p| p.strip_suffix(name)?.trim().parse().ok());
         found.next().unwrap_or(0)
     };
-    Counts { passed: number("passed"), failed: number("failed") }
+    Counts {
+        passed: number("passed"),
+        failed: number("failed"),
+    }
 }
 
 #[cfg(test)]
@@ -176,7 +209,13 @@ mod tests {
             test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n";
         let mut report = Report::default();
         output.lines().for_each(|l| report.line(l));
-        assert_eq!(report.counts, Counts { passed: 3, failed: 1 });
+        assert_eq!(
+            report.counts,
+            Counts {
+                passed: 3,
+                failed: 1
+            }
+        );
         let shown = report.shown.join("\n");
         assert!(shown.contains("oh") && !shown.contains("test a"), "{shown}");
     }
@@ -184,8 +223,20 @@ mod tests {
     #[test]
     fn a_crash_is_a_failure() {
         let crash = Command::new("false");
-        assert_eq!(run("a crash", crash, None), Counts { passed: 0, failed: 1 });
+        assert_eq!(
+            run("a crash", crash, None),
+            Counts {
+                passed: 0,
+                failed: 1
+            }
+        );
         let missing = Command::new("/no/such/program");
-        assert_eq!(run("no program", missing, None), Counts { passed: 0, failed: 1 });
+        assert_eq!(
+            run("no program", missing, None),
+            Counts {
+                passed: 0,
+                failed: 1
+            }
+        );
     }
 }

@@ -52,14 +52,23 @@ pub fn command() -> Result<()> {
 fn check(root: &Path) -> Result<Vec<String>> {
     let shell = Shell::new()?;
     shell.change_dir(root);
-    let files = cmd!(shell, "git ls-files").quiet().read().context("git ls-files")?;
+    let files = cmd!(shell, "git ls-files")
+        .quiet()
+        .read()
+        .context("git ls-files")?;
     let mut found = vec![];
     for name in files.lines() {
         // A tracked file may be gone, or be no text.
-        let Ok(text) = fs::read_to_string(root.join(name)) else { continue };
-        found.extend(machine_paths(&text).map(|line| format!("{name}:{line}: a path of one machine")));
+        let Ok(text) = fs::read_to_string(root.join(name)) else {
+            continue;
+        };
+        found.extend(
+            machine_paths(&text).map(|line| format!("{name}:{line}: a path of one machine")),
+        );
         if name.ends_with(".rs") {
-            rust_file(&text, |line, what| found.push(format!("{name}:{line}: {what}")));
+            rust_file(&text, |line, what| {
+                found.push(format!("{name}:{line}: {what}"))
+            });
         }
     }
     for package in packages(root)? {
@@ -94,20 +103,30 @@ fn rust_file(text: &str, mut report: impl FnMut(usize, String)) {
 }
 
 /// Traces of unfinished work, written so that this file does not hold them.
-const UNFINISHED: &[&str] =
-    &[concat!("to", "do!("), concat!("unimpl", "emented!("), concat!("FIX", "ME"), concat!("XX", "X"), concat!("#[ign", "ore")];
+const UNFINISHED: &[&str] = &[
+    concat!("to", "do!("),
+    concat!("unimpl", "emented!("),
+    concat!("FIX", "ME"),
+    concat!("XX", "X"),
+    concat!("#[ign", "ore"),
+];
 
 /// Numbers of the lines that hold an absolute path of a developer's machine.
 fn machine_paths(text: &str) -> impl Iterator<Item = usize> {
     const HOMES: &[&str] = &["root", "work", "farm", "home"];
     let is_path = |line: &str, at: usize| {
         let rest = &line[at + 1..];
-        let named = HOMES.iter().any(|h| rest.strip_prefix(h).is_some_and(|r| r.starts_with('/')));
+        let named = HOMES
+            .iter()
+            .any(|h| rest.strip_prefix(h).is_some_and(|r| r.starts_with('/')));
         let before = line[..at].chars().next_back();
         named && !before.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
     };
     let bad = move |line: &str| line.match_indices('/').any(|(at, _)| is_path(line, at));
-    (1..).zip(text.lines()).filter(move |(_, line)| bad(line)).map(|(number, _)| number)
+    (1..)
+        .zip(text.lines())
+        .filter(move |(_, line)| bad(line))
+        .map(|(number, _)| number)
 }
 
 /// A workspace member.
@@ -122,14 +141,21 @@ struct Package {
 fn packages(root: &Path) -> Result<Vec<Package>> {
     let (shell, cargo) = (Shell::new()?, crate::toolchain::own_cargo());
     shell.change_dir(root);
-    let text = cmd!(shell, "{cargo} metadata --no-deps --offline --format-version 1").quiet().read()?;
+    let text = cmd!(
+        shell,
+        "{cargo} metadata --no-deps --offline --format-version 1"
+    )
+    .quiet()
+    .read()?;
     let metadata: serde_json::Value = serde_json::from_str(&text)?;
     let string = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();
     let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
     let packages = list(&metadata["packages"]).into_iter().map(|package| {
         let manifest = PathBuf::from(string(&package["manifest_path"]));
         let used = list(&package["dependencies"]);
-        let used = used.iter().filter(|d| d["path"].is_string() && d["kind"] != "dev");
+        let used = used
+            .iter()
+            .filter(|d| d["path"].is_string() && d["kind"] != "dev");
         Package {
             name: string(&package["name"]),
             directory: manifest.parent().unwrap_or(root).to_path_buf(),
@@ -141,17 +167,28 @@ fn packages(root: &Path) -> Result<Vec<Package>> {
 }
 
 fn floor(name: &str) -> Option<u32> {
-    FLOORS.iter().find(|(_, names)| names.contains(&name)).map(|(floor, _)| *floor)
+    FLOORS
+        .iter()
+        .find(|(_, names)| names.contains(&name))
+        .map(|(floor, _)| *floor)
 }
 
 fn package_rules(package: &Package, found: &mut Vec<String>) -> Result<()> {
-    let Package { name, directory, manifest, uses } = package;
+    let Package {
+        name,
+        directory,
+        manifest,
+        uses,
+    } = package;
     let mut report = |what: String| found.push(format!("{name}: {what}"));
     match floor(name) {
         None => report("stands on no floor (xtask/src/tidy.rs)".into()),
         Some(own) => {
-            let above = uses.iter().filter(|used| floor(used).is_none_or(|f| f >= own));
-            above.for_each(|used| report(format!("floor {own} imports {used}, which is not below")));
+            let above = uses
+                .iter()
+                .filter(|used| floor(used).is_none_or(|f| f >= own));
+            above
+                .for_each(|used| report(format!("floor {own} imports {used}, which is not below")));
         }
     }
     if !directory.join("README.md").is_file() {
@@ -162,7 +199,9 @@ fn package_rules(package: &Package, found: &mut Vec<String>) -> Result<()> {
         report("does not take the workspace's lints".into());
     }
     let library = fs::read_to_string(directory.join("src/lib.rs")).unwrap_or_default();
-    if directory.parent().is_some_and(|p| p.ends_with("crates")) && !library.lines().any(|l| l == "#![no_std]") {
+    if directory.parent().is_some_and(|p| p.ends_with("crates"))
+        && !library.lines().any(|l| l == "#![no_std]")
+    {
         report("is not unconditionally no_std".into());
     }
     if POLICY.contains(&name.as_str()) && !library.contains("#![forbid(unsafe_code)]") {
@@ -189,12 +228,21 @@ mod tests {
 
     #[test]
     fn finds_what_it_looks_for() {
-        assert_eq!(reports("//! Good.\n// SAFETY: as above.\nunsafe { f() }\n"), []);
+        assert_eq!(
+            reports("//! Good.\n// SAFETY: as above.\nunsafe { f() }\n"),
+            []
+        );
         assert_eq!(reports("fn f() {}\n")[0].0, 1);
-        let far = format!("//! x\n// SAFETY: far.\n{}unsafe impl Send for X {{}}\n", "\n".repeat(SAFETY_DISTANCE));
+        let far = format!(
+            "//! x\n// SAFETY: far.\n{}unsafe impl Send for X {{}}\n",
+            "\n".repeat(SAFETY_DISTANCE)
+        );
         assert_eq!(reports(&far)[0].0, SAFETY_DISTANCE + 3);
         assert_eq!(reports("//! x\n// in a comment: unsafe { }\n"), []);
-        assert_eq!(reports(&format!("//! x\n{}", "\n".repeat(MAX_LINES))).len(), 1);
+        assert_eq!(
+            reports(&format!("//! x\n{}", "\n".repeat(MAX_LINES))).len(),
+            1
+        );
         for word in UNFINISHED {
             assert_eq!(reports(&format!("//! x\n{word}\n")).len(), 1, "{word}");
         }
@@ -204,7 +252,11 @@ mod tests {
     fn finds_paths_of_machines() {
         let path = |home: &str| format!("see /{home}/me/x\nor target/{home}/x, a.{home}/x\n");
         for home in ["root", "home"] {
-            assert_eq!(machine_paths(&path(home)).collect::<Vec<_>>(), [1], "{home}");
+            assert_eq!(
+                machine_paths(&path(home)).collect::<Vec<_>>(),
+                [1],
+                "{home}"
+            );
         }
     }
 
@@ -225,8 +277,16 @@ mod tests {
             found.join("\n")
         };
         let upward = found(package("pid", &["ksync", "mm", "rmap"]));
-        assert!(upward.contains("imports mm") && upward.contains("imports rmap") && !upward.contains("imports ksync"));
-        assert!(upward.contains("README") && upward.contains("lints") && upward.contains("forbid unsafe"));
+        assert!(
+            upward.contains("imports mm")
+                && upward.contains("imports rmap")
+                && !upward.contains("imports ksync")
+        );
+        assert!(
+            upward.contains("README")
+                && upward.contains("lints")
+                && upward.contains("forbid unsafe")
+        );
         assert!(found(package("stranger", &[])).contains("no floor"));
         assert!(found(package("xtask", &["kernel"])).contains("README"));
         assert!(found(package("tests", &["xtask"])).contains("not below"));

@@ -37,7 +37,11 @@ pub const MINIMUM: (u32, u32) = (1, 91);
 
 /// Kernel and boot: at fixed addresses (the image lies in the last 2 GiB, boot in the first), with frame pointers for
 /// backtraces.
-pub const KERNEL_FLAGS: &[&str] = &["-Crelocation-model=static", "-Ccode-model=kernel", "-Cforce-frame-pointers=yes"];
+pub const KERNEL_FLAGS: &[&str] = &[
+    "-Crelocation-model=static",
+    "-Ccode-model=kernel",
+    "-Cforce-frame-pointers=yes",
+];
 /// User programs: position-independent, for the usual places in the low half.
 pub const USER_FLAGS: &[&str] = &["-Crelocation-model=pic", "-Ccode-model=small"];
 /// The private sysroot: link-time optimisation needs its bitcode, backtraces its frame pointers.
@@ -76,7 +80,10 @@ impl Toolchain {
         }
         let version = debian_version().context("Debian's rustc does not run")?;
         let linker = linker().context("no lld was found; apt-get install lld")?;
-        Ok(Self::Debian { sysroot: sysroot(&version)?, linker })
+        Ok(Self::Debian {
+            sysroot: sysroot(&version)?,
+            linker,
+        })
     }
 
     /// `cargo VERB` for the target, with `flags`, building in a directory of its own; the caller adds packages.
@@ -88,7 +95,9 @@ impl Toolchain {
     pub fn clippy(&self, flags: &[&str]) -> Command {
         match self {
             Self::Own => self.command(&self.cargo_program(), "clippy", flags),
-            Self::Debian { .. } => self.command(Path::new("/usr/bin/cargo-clippy"), "clippy", flags),
+            Self::Debian { .. } => {
+                self.command(Path::new("/usr/bin/cargo-clippy"), "clippy", flags)
+            }
         }
     }
 
@@ -96,7 +105,11 @@ impl Toolchain {
     pub fn clippy_plan(&self) -> Option<Request> {
         match self {
             Self::Debian { .. } if !Path::new("/usr/bin/cargo-clippy").is_file() => {
-                Some(Request::packages(&[if installed_is_web() { "rust-web-clippy" } else { "rust-clippy" }]))
+                Some(Request::packages(&[if installed_is_web() {
+                    "rust-web-clippy"
+                } else {
+                    "rust-clippy"
+                }]))
             }
             _ => None,
         }
@@ -106,7 +119,9 @@ impl Toolchain {
     pub fn describe(&self) -> String {
         match self {
             Self::Own => format!("the {TARGET} target of the cargo in use"),
-            Self::Debian { linker, .. } => format!("Debian's rustc, linked by {}", linker.display()),
+            Self::Debian { linker, .. } => {
+                format!("Debian's rustc, linked by {}", linker.display())
+            }
         }
     }
 
@@ -131,8 +146,14 @@ impl Toolchain {
         }
         // This replaces the flags of .cargo/config.toml.
         command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS", all.join(" "));
-        command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTDOCFLAGS", all.join(" "));
-        command.arg(verb).args(["--target", TARGET, "--target-dir"]).arg(paths::target().join(dir));
+        command.env(
+            "CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTDOCFLAGS",
+            all.join(" "),
+        );
+        command
+            .arg(verb)
+            .args(["--target", TARGET, "--target-dir"])
+            .arg(paths::target().join(dir));
         command
     }
 }
@@ -146,8 +167,14 @@ pub fn own_cargo() -> OsString {
 pub fn own_has_target() -> bool {
     let dir = ask(|sh| cmd!(sh, "rustc --print target-libdir --target {TARGET}"));
     let has_core = |dir: &str| {
-        let names = fs::read_dir(dir.trim()).into_iter().flatten().flatten().map(|e| e.file_name());
-        names.into_iter().any(|name| name.to_string_lossy().starts_with("libcore-"))
+        let names = fs::read_dir(dir.trim())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name());
+        names
+            .into_iter()
+            .any(|name| name.to_string_lossy().starts_with("libcore-"))
     };
     dir.is_some_and(|dir| has_core(&dir)) && own_version().is_some_and(|v| v >= MINIMUM)
 }
@@ -181,7 +208,10 @@ fn debian_sources() -> bool {
 
 /// Whether Debian's compiler is here as a whole.
 pub fn debian_is_complete() -> bool {
-    debian_version().is_some() && debian_sources() && Path::new(DEBIAN_CARGO).is_file() && linker().is_some()
+    debian_version().is_some()
+        && debian_sources()
+        && Path::new(DEBIAN_CARGO).is_file()
+        && linker().is_some()
 }
 
 /// The packages that Debian's compiler still takes, `None` when nothing is missing.
@@ -222,37 +252,58 @@ pub fn missing_packages() -> Option<Request> {
 }
 
 fn installed_is_web() -> bool {
-    apt::available("rust-web-clippy").iter().any(|a| a.version >= MINIMUM)
+    apt::available("rust-web-clippy")
+        .iter()
+        .any(|a| a.version >= MINIMUM)
 }
 
 /// An lld: rustup's, else Debian's.
 fn linker() -> Option<PathBuf> {
     let rustup = ask(|sh| cmd!(sh, "rustc --print sysroot"));
-    let rustup = rustup.map(|s| Path::new(s.trim()).join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld"));
+    let rustup = rustup
+        .map(|s| Path::new(s.trim()).join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld"));
     if let Some(found) = rustup.filter(|p| p.is_file()) {
         return Some(found);
     }
     let newest_first = (14..40).rev().map(|n| format!("ld.lld-{n}"));
-    ["rust-lld".to_string(), "ld.lld".to_string()].into_iter().chain(newest_first).find_map(|n| apt::find_program(&n))
+    ["rust-lld".to_string(), "ld.lld".to_string()]
+        .into_iter()
+        .chain(newest_first)
+        .find_map(|n| apt::find_program(&n))
 }
 
 /// Removes what cargo and rustup set for the program they run (us), so that the next cargo starts afresh.
 pub fn clean_environment(command: &mut Command) {
-    let ours = ["RUSTC", "RUSTDOC", "RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
+    let ours = [
+        "RUSTC",
+        "RUSTDOC",
+        "RUSTFLAGS",
+        "RUSTDOCFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+    ];
     for name in ours {
         command.env_remove(name);
     }
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         let about_us = text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST");
-        if about_us || text == "CARGO_ENCODED_RUSTFLAGS" || text == "CARGO_BUILD_TARGET" || text == "LD_LIBRARY_PATH" {
+        if about_us
+            || text == "CARGO_ENCODED_RUSTFLAGS"
+            || text == "CARGO_BUILD_TARGET"
+            || text == "LD_LIBRARY_PATH"
+        {
             command.env_remove(&name);
         }
     }
 }
 
 fn debian_environment(command: &mut Command) {
-    command.env("PATH", DEBIAN_PATH).env("RUSTC", DEBIAN_RUSTC).env("CARGO", DEBIAN_CARGO).env_remove("RUSTUP_TOOLCHAIN");
+    command
+        .env("PATH", DEBIAN_PATH)
+        .env("RUSTC", DEBIAN_RUSTC)
+        .env("CARGO", DEBIAN_CARGO)
+        .env_remove("RUSTUP_TOOLCHAIN");
 }
 
 /// The private sysroot for the compiler that describes itself as `version`, built if need be.
@@ -266,7 +317,8 @@ fn sysroot(version: &str) -> Result<PathBuf> {
     let lock = fs::File::create(dir.join("lock"))?;
     lock.lock()?;
     if !done.is_dir() {
-        build_sysroot(&dir.join("stub"), &done).context("the private sysroot could not be built")?;
+        build_sysroot(&dir.join("stub"), &done)
+            .context("the private sysroot could not be built")?;
     }
     Ok(done)
 }
@@ -282,9 +334,23 @@ fn build_sysroot(stub: &Path, done: &Path) -> Result<()> {
     let mut cargo = Command::new(DEBIAN_CARGO);
     clean_environment(&mut cargo);
     debian_environment(&mut cargo);
-    cargo.current_dir(stub).env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", SYSROOT_FLAGS);
-    cargo.args(["rustc", "--release", "--offline", "--target", TARGET, "--target-dir", "target"]);
-    cargo.args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
+    cargo
+        .current_dir(stub)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", SYSROOT_FLAGS);
+    cargo.args([
+        "rustc",
+        "--release",
+        "--offline",
+        "--target",
+        TARGET,
+        "--target-dir",
+        "target",
+    ]);
+    cargo.args([
+        "-Zbuild-std=core,alloc,compiler_builtins",
+        "-Zbuild-std-features=compiler-builtins-mem",
+    ]);
     Step::new("building core and alloc for the bare-metal target (once)").run(cargo)?;
 
     let new = stub.join("new");
@@ -294,17 +360,25 @@ fn build_sysroot(stub: &Path, done: &Path) -> Result<()> {
     for entry in fs::read_dir(&built)?.flatten() {
         let name = entry.file_name();
         let text = name.to_string_lossy();
-        let wanted = ["libcore-", "liballoc-", "libcompiler_builtins-"].iter().any(|p| text.starts_with(p));
+        let wanted = ["libcore-", "liballoc-", "libcompiler_builtins-"]
+            .iter()
+            .any(|p| text.starts_with(p));
         if wanted && text.ends_with(".rlib") {
             fs::copy(entry.path(), lib.join(&name))?;
         }
     }
     if fs::read_dir(&lib)?.count() != 3 {
-        bail!("expected core, alloc and compiler_builtins in {}", built.display());
+        bail!(
+            "expected core, alloc and compiler_builtins in {}",
+            built.display()
+        );
     }
     // Build scripts and procedural macros are for the host: its libraries are Debian's own.
     let host = "x86_64-unknown-linux-gnu";
-    std::os::unix::fs::symlink(Path::new("/usr/lib/rustlib").join(host), new.join("lib/rustlib").join(host))?;
+    std::os::unix::fs::symlink(
+        Path::new("/usr/lib/rustlib").join(host),
+        new.join("lib/rustlib").join(host),
+    )?;
     fs::rename(&new, done)?;
     fs::remove_dir_all(stub)?;
     Ok(())
@@ -316,7 +390,10 @@ mod tests {
 
     #[test]
     fn versions() {
-        assert_eq!(parse_version("rustc 1.96.0\nhost: x\nrelease: 1.96.0\n"), Some((1, 96)));
+        assert_eq!(
+            parse_version("rustc 1.96.0\nhost: x\nrelease: 1.96.0\n"),
+            Some((1, 96))
+        );
         assert_eq!(parse_version("rustc 1.96.0-nightly\n"), None);
     }
 
@@ -325,6 +402,9 @@ mod tests {
     fn flags_agree_with_the_configuration_file() {
         let text = fs::read_to_string(paths::root().join(".cargo/config.toml")).unwrap();
         let listed: Vec<String> = KERNEL_FLAGS.iter().map(|f| format!("\"{f}\"")).collect();
-        assert!(text.contains(&format!("rustflags = [{}]", listed.join(", "))), "{text}");
+        assert!(
+            text.contains(&format!("rustflags = [{}]", listed.join(", "))),
+            "{text}"
+        );
     }
 }

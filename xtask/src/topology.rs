@@ -65,28 +65,51 @@ pub struct Changes<'a> {
 impl Topology {
     /// The machine of that name.
     pub fn named(name: Name) -> Self {
-        let (nodes, threads, memory_mib, distances): (Vec<u32>, u32, u64, Vec<Vec<u8>>) = match name {
+        let (nodes, threads, memory_mib, distances): (Vec<u32>, u32, u64, Vec<Vec<u8>>) = match name
+        {
             Name::Laptop => (vec![4], 2, 512, packages(1, 1)),
             Name::Default => (vec![2; 4], 1, 256, packages(4, 2)),
             Name::SparseApic => (vec![3; 4], 1, 256, packages(4, 2)),
-            Name::MemoryOnlyNode => (vec![2, 2, 0], 1, 256, vec![vec![10, 20, 40], vec![20, 10, 30], vec![40, 30, 10]]),
+            Name::MemoryOnlyNode => (
+                vec![2, 2, 0],
+                1,
+                256,
+                vec![vec![10, 20, 40], vec![20, 10, 30], vec![40, 30, 10]],
+            ),
             Name::OneNode => (vec![8], 1, 1024, packages(1, 1)),
             Name::Hygon => (vec![32; 12], 2, 512, packages(12, 2)),
         };
         let word = name.to_possible_value().map(|v| v.get_name().to_string());
-        Self { name: word.unwrap_or_default(), nodes, threads, memory_mib, distances, numa: name != Name::Laptop }
+        Self {
+            name: word.unwrap_or_default(),
+            nodes,
+            threads,
+            memory_mib,
+            distances,
+            numa: name != Name::Laptop,
+        }
     }
 
     /// The same with what the command line changes, and checked.
     pub fn changed(mut self, changes: &Changes<'_>) -> Result<Self> {
-        let spread = |cpus: u32, nodes: u32| (0..nodes).map(|n| cpus / nodes + u32::from(n < cpus % nodes)).collect();
+        let spread = |cpus: u32, nodes: u32| {
+            (0..nodes)
+                .map(|n| cpus / nodes + u32::from(n < cpus % nodes))
+                .collect()
+        };
         if changes.cpus.is_some() || changes.nodes.is_some() {
             let nodes = changes.nodes.unwrap_or(self.nodes.len() as u32);
             let cpus = changes.cpus.unwrap_or_else(|| self.nodes.iter().sum());
             ensure!(cpus > 0, "--cpus 0: a machine needs a CPU");
             ensure!(nodes > 0, "--nodes 0: a machine needs a node");
-            ensure!(cpus <= MAX_CPUS, "--cpus {cpus}: the kernel is built for {MAX_CPUS} CPUs at most");
-            ensure!(nodes <= MAX_NODES, "--nodes {nodes}: the kernel is built for {MAX_NODES} nodes at most");
+            ensure!(
+                cpus <= MAX_CPUS,
+                "--cpus {cpus}: the kernel is built for {MAX_CPUS} CPUs at most"
+            );
+            ensure!(
+                nodes <= MAX_NODES,
+                "--nodes {nodes}: the kernel is built for {MAX_NODES} nodes at most"
+            );
             if nodes as usize != self.nodes.len() {
                 self.distances = packages(nodes as usize, if nodes % 2 == 0 { 2 } else { 1 });
             }
@@ -98,8 +121,10 @@ impl Topology {
             self.memory_mib = memory;
         }
         if let Some(path) = changes.distances {
-            let text = fs::read_to_string(path).with_context(|| format!("--distances {}", path.display()))?;
-            self.distances = parse_distances(&text).with_context(|| format!("--distances {}", path.display()))?;
+            let text = fs::read_to_string(path)
+                .with_context(|| format!("--distances {}", path.display()))?;
+            self.distances = parse_distances(&text)
+                .with_context(|| format!("--distances {}", path.display()))?;
             self.numa = true;
             self.name = "custom".into();
         }
@@ -119,7 +144,10 @@ impl Topology {
     fn check(&self) -> Result<()> {
         let nodes = self.nodes.len();
         let (memory, total) = (self.memory_mib, self.memory_mib * nodes as u64);
-        ensure!(memory >= MIN_MEMORY_MIB, "--memory {memory}M: the kernel needs {MIN_MEMORY_MIB}M on each node");
+        ensure!(
+            memory >= MIN_MEMORY_MIB,
+            "--memory {memory}M: the kernel needs {MIN_MEMORY_MIB}M on each node"
+        );
         ensure!(
             total <= MAX_TOTAL_MIB,
             "{nodes} nodes of {memory}M are {total}M: QEMU's CPU addresses no more than {MAX_TOTAL_MIB}M"
@@ -130,13 +158,23 @@ impl Topology {
             self.distances.len()
         );
         for (from, row) in self.distances.iter().enumerate() {
-            ensure!(row.len() == nodes, "row {from} of the distances has {} numbers, not {nodes}", row.len());
+            ensure!(
+                row.len() == nodes,
+                "row {from} of the distances has {} numbers, not {nodes}",
+                row.len()
+            );
             for (to, &distance) in row.iter().enumerate() {
                 if from == to {
-                    ensure!(distance == LOCAL, "distance {from} to {to} is {distance}: QEMU takes only {LOCAL} there");
+                    ensure!(
+                        distance == LOCAL,
+                        "distance {from} to {to} is {distance}: QEMU takes only {LOCAL} there"
+                    );
                 } else {
                     let fits = (LOCAL + 1..=254).contains(&distance);
-                    ensure!(fits, "distance {from} to {to} is {distance}: between nodes it is 11 to 254");
+                    ensure!(
+                        fits,
+                        "distance {from} to {to} is {distance}: between nodes it is 11 to 254"
+                    );
                 }
             }
         }
@@ -146,12 +184,23 @@ impl Topology {
     /// QEMU's words for this machine.
     pub fn arguments(&self) -> Vec<String> {
         let (nodes, cpus) = (self.nodes.len(), self.cpus());
-        let mut args = vec!["-m".to_string(), format!("{}M", self.memory_mib * nodes as u64), "-smp".into()];
+        let mut args = vec![
+            "-m".to_string(),
+            format!("{}M", self.memory_mib * nodes as u64),
+            "-smp".into(),
+        ];
         // One socket per node where that comes out even, else one per core: QEMU wants a full product.
         let with_cpus: Vec<u32> = self.nodes.iter().copied().filter(|n| *n > 0).collect();
-        let per_socket = if with_cpus.iter().all(|n| *n == with_cpus[0]) { with_cpus[0] } else { self.threads };
+        let per_socket = if with_cpus.iter().all(|n| *n == with_cpus[0]) {
+            with_cpus[0]
+        } else {
+            self.threads
+        };
         let (sockets, cores) = (cpus / per_socket, per_socket / self.threads);
-        args.push(format!("cpus={cpus},sockets={sockets},cores={cores},threads={}", self.threads));
+        args.push(format!(
+            "cpus={cpus},sockets={sockets},cores={cores},threads={}",
+            self.threads
+        ));
         if !self.numa {
             return args;
         }
@@ -159,7 +208,9 @@ impl Topology {
         for (node, &count) in self.nodes.iter().enumerate() {
             let memory = self.memory_mib;
             args.push("-object".into());
-            args.push(format!("memory-backend-ram,id=mem{node},size={memory}M,reserve=off"));
+            args.push(format!(
+                "memory-backend-ram,id=mem{node},size={memory}M,reserve=off"
+            ));
             let mut numa = format!("node,nodeid={node},memdev=mem{node}");
             if count > 0 {
                 // Writing to a String does not fail.
@@ -170,7 +221,10 @@ impl Topology {
         }
         for (from, row) in self.distances.iter().enumerate() {
             for (to, distance) in row.iter().enumerate().filter(|(to, _)| *to != from) {
-                args.extend(["-numa".into(), format!("dist,src={from},dst={to},val={distance}")]);
+                args.extend([
+                    "-numa".into(),
+                    format!("dist,src={from},dst={to},val={distance}"),
+                ]);
             }
         }
         args
@@ -179,7 +233,10 @@ impl Topology {
     /// The machine in one line, for people.
     pub fn describe(&self) -> String {
         let (cpus, nodes) = (self.cpus(), self.nodes.len());
-        format!("{}: {cpus} CPUs, {nodes} nodes of {} MiB", self.name, self.memory_mib)
+        format!(
+            "{}: {cpus} CPUs, {nodes} nodes of {} MiB",
+            self.name, self.memory_mib
+        )
     }
 }
 
@@ -191,7 +248,9 @@ fn packages(nodes: usize, packages: usize) -> Vec<Vec<u8>> {
         (_, true) => 12,
         _ => 32,
     };
-    (0..nodes).map(|a| (0..nodes).map(|b| distance(a, b)).collect()).collect()
+    (0..nodes)
+        .map(|a| (0..nodes).map(|b| distance(a, b)).collect())
+        .collect()
 }
 
 /// Reads a matrix: a row per line, numbers between spaces or commas, `#` begins a comment.
@@ -199,8 +258,13 @@ fn parse_distances(text: &str) -> Result<Vec<Vec<u8>>> {
     let mut rows = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let words = line.split('#').next().unwrap_or_default();
-        let words = words.split(|c: char| c.is_whitespace() || c == ',').filter(|w| !w.is_empty());
-        let row = words.map(|w| w.parse::<u8>().with_context(|| format!("line {}: {w:?} is no distance", number + 1)));
+        let words = words
+            .split(|c: char| c.is_whitespace() || c == ',')
+            .filter(|w| !w.is_empty());
+        let row = words.map(|w| {
+            w.parse::<u8>()
+                .with_context(|| format!("line {}: {w:?} is no distance", number + 1))
+        });
         let row = row.collect::<Result<Vec<u8>>>()?;
         if !row.is_empty() {
             rows.push(row);
@@ -215,9 +279,16 @@ fn parse_distances(text: &str) -> Result<Vec<Vec<u8>>> {
 /// Reads a size such as `256M` or `2G`, in MiB.
 pub fn parse_memory(text: &str) -> Result<u64, String> {
     let bad = || format!("{text:?} is no size: write 256M or 2G");
-    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let (digits, unit) = text.split_at(
+        text.find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len()),
+    );
     let number: u64 = digits.parse().map_err(|_| bad())?;
-    let mib = match unit.to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+    let mib = match unit
+        .to_ascii_uppercase()
+        .trim_end_matches("IB")
+        .trim_end_matches('B')
+    {
         "M" => Some(number),
         "G" => number.checked_mul(1 << 10),
         "T" => number.checked_mul(1 << 20),
@@ -230,37 +301,75 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
 mod tests {
     use super::*;
 
-    fn change(name: Name, cpus: Option<u32>, nodes: Option<u32>, memory_mib: Option<u64>) -> Result<Topology> {
-        Topology::named(name).changed(&Changes { cpus, nodes, memory_mib, distances: None })
+    fn change(
+        name: Name,
+        cpus: Option<u32>,
+        nodes: Option<u32>,
+        memory_mib: Option<u64>,
+    ) -> Result<Topology> {
+        Topology::named(name).changed(&Changes {
+            cpus,
+            nodes,
+            memory_mib,
+            distances: None,
+        })
     }
 
     #[test]
     fn every_named_machine_is_sound() {
         for name in Name::value_variants() {
             let machine = Topology::named(*name).changed(&Changes::default()).unwrap();
-            assert_eq!(Topology::named(*name), machine, "a name stands for a machine as it is");
+            assert_eq!(
+                Topology::named(*name),
+                machine,
+                "a name stands for a machine as it is"
+            );
             let args = machine.arguments();
             let smp = &args[args.iter().position(|a| a == "-smp").unwrap() + 1];
             let number = |key: &str| -> u32 {
                 let (_, rest) = smp.split_once(key).unwrap();
                 rest.split(',').next().unwrap().parse().unwrap()
             };
-            assert_eq!(number("cpus="), number("sockets=") * number("cores=") * number("threads="), "{name:?}");
+            assert_eq!(
+                number("cpus="),
+                number("sockets=") * number("cores=") * number("threads="),
+                "{name:?}"
+            );
         }
         assert_eq!(Topology::named(Name::Hygon).cpus(), 384);
-        assert!(Topology::named(Name::Laptop).arguments().iter().all(|a| a != "-numa"));
+        assert!(
+            Topology::named(Name::Laptop)
+                .arguments()
+                .iter()
+                .all(|a| a != "-numa")
+        );
     }
 
     #[test]
     fn changes_spread_cpus() {
         let machine = change(Name::Default, Some(10), Some(4), None).unwrap();
         assert_eq!(machine.nodes, [3, 3, 2, 2]);
-        assert!(machine.arguments().contains(&"cpus=10,sockets=10,cores=1,threads=1".into()));
-        assert!(machine.arguments().contains(&"node,nodeid=1,memdev=mem1,cpus=3-5".into()));
+        assert!(
+            machine
+                .arguments()
+                .contains(&"cpus=10,sockets=10,cores=1,threads=1".into())
+        );
+        assert!(
+            machine
+                .arguments()
+                .contains(&"node,nodeid=1,memdev=mem1,cpus=3-5".into())
+        );
         let machine = change(Name::Default, Some(2), Some(4), Some(64)).unwrap();
         assert_eq!(machine.nodes, [1, 1, 0, 0]);
-        assert!(machine.arguments().contains(&"node,nodeid=2,memdev=mem2".into()));
-        assert_eq!(change(Name::Hygon, Some(383), None, None).unwrap().threads, 1);
+        assert!(
+            machine
+                .arguments()
+                .contains(&"node,nodeid=2,memdev=mem2".into())
+        );
+        assert_eq!(
+            change(Name::Hygon, Some(383), None, None).unwrap().threads,
+            1
+        );
         assert!(change(Name::Laptop, None, Some(2), None).unwrap().numa);
     }
 
@@ -275,21 +384,34 @@ mod tests {
         says(change(Name::Default, None, Some(0), None), "needs a node");
         says(change(Name::Default, None, Some(65), None), "64 nodes");
         says(change(Name::Default, None, None, Some(63)), "64M");
-        says(change(Name::Default, None, None, Some(1 << 20)), "addresses");
+        says(
+            change(Name::Default, None, None, Some(1 << 20)),
+            "addresses",
+        );
         let with = |text: &str| {
             let file = tempfile::NamedTempFile::new().unwrap();
             fs::write(file.path(), text).unwrap();
-            let changes = Changes { nodes: Some(2), distances: Some(file.path()), ..Changes::default() };
+            let changes = Changes {
+                nodes: Some(2),
+                distances: Some(file.path()),
+                ..Changes::default()
+            };
             Topology::named(Name::Default).changed(&changes)
         };
-        assert_eq!(with("# two\n10 20\n30, 10\n").unwrap().distances, [[10, 20], [30, 10]]);
+        assert_eq!(
+            with("# two\n10 20\n30, 10\n").unwrap().distances,
+            [[10, 20], [30, 10]]
+        );
         says(with("10 20\n"), "for 1 nodes");
         says(with("10 20\n20\n"), "row 1");
         says(with("11 20\n20 10\n"), "only 10");
         says(with("10 255\n20 10\n"), "11 to 254");
         says(with("10 x\n"), "no distance");
         says(with("\n"), "no numbers");
-        let missing = Changes { distances: Some(Path::new("nowhere")), ..Changes::default() };
+        let missing = Changes {
+            distances: Some(Path::new("nowhere")),
+            ..Changes::default()
+        };
         says(Topology::named(Name::Default).changed(&missing), "nowhere");
     }
 
@@ -297,7 +419,15 @@ mod tests {
     fn sizes() {
         assert_eq!(parse_memory("256M"), Ok(256));
         assert_eq!(parse_memory("2GiB"), Ok(2048));
-        for bad in ["", "12", "M", "1K", "-1G", "99999999999999999999G", "18446744073709551615T"] {
+        for bad in [
+            "",
+            "12",
+            "M",
+            "1K",
+            "-1G",
+            "99999999999999999999G",
+            "18446744073709551615T",
+        ] {
             assert!(parse_memory(bad).is_err(), "{bad}");
         }
     }

@@ -19,14 +19,23 @@ pub struct BootLine {
 impl BootLine {
     /// The whole line.
     pub fn line(&self) -> Result<String> {
-        let mut words = vec![format!("topology={}", self.machine.0), format!("mode={}", self.machine.1)];
+        let mut words = vec![
+            format!("topology={}", self.machine.0),
+            format!("mode={}", self.machine.1),
+        ];
         match (&self.append, &self.init) {
             (None, None) => words.push(DEFAULT.to_string()),
             (Some(append), _) => words.push(append.trim().to_string()),
             (None, Some(_)) => {}
         }
-        if self.append.as_deref().is_some_and(|a| a.split_whitespace().any(|w| w == bundle::words::SEPARATOR)) {
-            bail!("--append cannot hold the word --, which begins the program's arguments: use --init");
+        if self
+            .append
+            .as_deref()
+            .is_some_and(|a| a.split_whitespace().any(|w| w == bundle::words::SEPARATOR))
+        {
+            bail!(
+                "--append cannot hold the word --, which begins the program's arguments: use --init"
+            );
         }
         if let Some((path, args)) = &self.init {
             words.push(format!("init={path}"));
@@ -39,7 +48,9 @@ impl BootLine {
 
 /// An argument in a form without spaces, which `bundle::words` undoes.
 fn escape(arg: &str) -> String {
-    bundle::words::escape(arg.as_bytes()).map(char::from).collect()
+    bundle::words::escape(arg.as_bytes())
+        .map(char::from)
+        .collect()
 }
 
 #[cfg(test)]
@@ -47,17 +58,32 @@ mod tests {
     use super::*;
 
     fn line(append: Option<&str>, init: Option<(&str, &[&str])>) -> Result<String> {
-        let init = init.map(|(p, args)| (p.to_string(), args.iter().map(|a| a.to_string()).collect()));
+        let init =
+            init.map(|(p, args)| (p.to_string(), args.iter().map(|a| a.to_string()).collect()));
         let append = append.map(str::to_string);
-        BootLine { append, init, machine: ("laptop".into(), "tcg") }.line()
+        BootLine {
+            append,
+            init,
+            machine: ("laptop".into(), "tcg"),
+        }
+        .line()
     }
 
     #[test]
     fn lines() {
-        assert_eq!(line(None, None).unwrap(), format!("topology=laptop mode=tcg {DEFAULT}"));
-        assert_eq!(line(Some("bench=fork"), None).unwrap(), "topology=laptop mode=tcg bench=fork");
+        assert_eq!(
+            line(None, None).unwrap(),
+            format!("topology=laptop mode=tcg {DEFAULT}")
+        );
+        assert_eq!(
+            line(Some("bench=fork"), None).unwrap(),
+            "topology=laptop mode=tcg bench=fork"
+        );
         let got = line(Some("quiet"), Some(("/bin/sh", &["-c", "echo 100% a", ""]))).unwrap();
-        assert_eq!(got, "topology=laptop mode=tcg quiet init=/bin/sh -- -c echo%20100%25%20a %");
+        assert_eq!(
+            got,
+            "topology=laptop mode=tcg quiet init=/bin/sh -- -c echo%20100%25%20a %"
+        );
         assert!(line(Some("a -- b"), None).is_err());
     }
 }

@@ -44,7 +44,10 @@ impl core::fmt::Display for BundleError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::NotABundle => write!(f, "not a bundle"),
-            Self::Version(v) => write!(f, "a bundle of version {v}, this build reads version {VERSION}"),
+            Self::Version(v) => write!(
+                f,
+                "a bundle of version {v}, this build reads version {VERSION}"
+            ),
             Self::Truncated => write!(f, "the bundle is truncated"),
             Self::BadPart => write!(f, "a part of the bundle is misplaced"),
             Self::NoKernel => write!(f, "the bundle holds no kernel"),
@@ -96,7 +99,10 @@ impl<'a> Bundle<'a> {
             return Err(BundleError::BadPart);
         }
         // INVARIANT: INV-BUNDLE-1: Part::read checked bounds and alignment, and the line above the overlap.
-        Ok(Self { kernel: kernel.of(bytes), initramfs: initramfs.of(bytes) })
+        Ok(Self {
+            kernel: kernel.of(bytes),
+            initramfs: initramfs.of(bytes),
+        })
     }
 }
 
@@ -168,7 +174,12 @@ impl Layout {
         page[..8].copy_from_slice(&MAGIC);
         page[8..12].copy_from_slice(&VERSION.to_le_bytes());
         page[12..16].copy_from_slice(&(PAGE as u32).to_le_bytes());
-        let numbers = [self.kernel.0, self.kernel.1, self.initramfs.0, self.initramfs.1];
+        let numbers = [
+            self.kernel.0,
+            self.kernel.1,
+            self.initramfs.0,
+            self.initramfs.1,
+        ];
         for (i, n) in numbers.iter().enumerate() {
             page[16 + 8 * i..24 + 8 * i].copy_from_slice(&n.to_le_bytes());
         }
@@ -205,11 +216,30 @@ mod tests {
         assert_eq!(Bundle::parse(&good[..4095]), Err(BundleError::Truncated));
         assert_eq!(Bundle::parse(&good[..4098]), Err(BundleError::Truncated));
         assert_eq!(Bundle::parse(&with(8, &[9])), Err(BundleError::Version(9)));
-        assert_eq!(Bundle::parse(&with(16, &[1])), Err(BundleError::BadPart), "kernel off its page");
-        assert_eq!(Bundle::parse(&with(16, &[0; 8])), Err(BundleError::BadPart), "kernel on the header");
-        assert_eq!(Bundle::parse(&with(16, &[0xff; 16])), Err(BundleError::BadPart), "end beyond 2^64");
-        assert_eq!(Bundle::parse(&with(24, &[0; 8])), Err(BundleError::NoKernel));
-        assert_eq!(Bundle::parse(&with(32, &PAGE.to_le_bytes())), Err(BundleError::BadPart), "parts overlap");
+        assert_eq!(
+            Bundle::parse(&with(16, &[1])),
+            Err(BundleError::BadPart),
+            "kernel off its page"
+        );
+        assert_eq!(
+            Bundle::parse(&with(16, &[0; 8])),
+            Err(BundleError::BadPart),
+            "kernel on the header"
+        );
+        assert_eq!(
+            Bundle::parse(&with(16, &[0xff; 16])),
+            Err(BundleError::BadPart),
+            "end beyond 2^64"
+        );
+        assert_eq!(
+            Bundle::parse(&with(24, &[0; 8])),
+            Err(BundleError::NoKernel)
+        );
+        assert_eq!(
+            Bundle::parse(&with(32, &PAGE.to_le_bytes())),
+            Err(BundleError::BadPart),
+            "parts overlap"
+        );
     }
 
     proptest! {

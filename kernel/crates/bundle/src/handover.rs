@@ -109,7 +109,9 @@ impl BundleInfo {
 
     /// How `boot` was entered, if this version knows it.
     pub fn loader(&self) -> Option<Loader> {
-        [Loader::Pvh, Loader::Multiboot2].into_iter().find(|l| *l as u32 == self.loader)
+        [Loader::Pvh, Loader::Multiboot2]
+            .into_iter()
+            .find(|l| *l as u32 == self.loader)
     }
 }
 
@@ -162,7 +164,10 @@ mod tests {
     fn refuses_strangers() {
         let size = mem::size_of::<BundleInfo>() as u64;
         // SAFETY: null is allowed.
-        assert_eq!(unsafe { BundleInfo::from_boot(0, size) }.err(), Some(HandoverError::BadAddress));
+        assert_eq!(
+            unsafe { BundleInfo::from_boot(0, size) }.err(),
+            Some(HandoverError::BadAddress)
+        );
         let mut info = sample(b"");
         assert_eq!(read(&info, size - 1).err(), Some(HandoverError::BadAddress));
         info.version = 7;

@@ -37,8 +37,16 @@ pub fn escape(arg: &[u8]) -> impl Iterator<Item = u8> {
 fn escaped(byte: u8) -> impl Iterator<Item = u8> {
     const DIGITS: [u8; 16] = *b"0123456789ABCDEF";
     let plain = (b'!'..127).contains(&byte) && byte != b'%';
-    let written = [b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    let (bytes, len) = if plain { ([byte, 0, 0], 1) } else { (written, 3) };
+    let written = [
+        b'%',
+        DIGITS[usize::from(byte >> 4)],
+        DIGITS[usize::from(byte & 15)],
+    ];
+    let (bytes, len) = if plain {
+        ([byte, 0, 0], 1)
+    } else {
+        (written, 3)
+    };
     bytes.into_iter().take(len)
 }
 
