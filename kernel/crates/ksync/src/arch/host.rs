@@ -183,8 +183,21 @@ pub fn set_signal_pending(on: bool) {
     SIGNAL.set(on);
 }
 
-pub(super) fn flush_tlb_range(_: &CpuMask, _: MmId, _: usize, _: usize) {
+pub(super) fn flush_tlb_range(cpus: &CpuMask, mm: MmId, start: usize, end: usize) {
     NR_TLB_FLUSHES.fetch_add(1, Relaxed);
+    if let Some(hook) = TLB_HOOK.get() {
+        hook(cpus, mm, start, end);
+    }
+}
+
+/// What an emulation of TLBs does on a flush: the arguments of [`flush_tlb_range`](super::flush_tlb_range).
+pub type TlbHook = fn(&CpuMask, MmId, usize, usize);
+
+static TLB_HOOK: OnceLock<TlbHook> = OnceLock::new();
+
+/// Lets a test emulate TLBs; the first hook of the process stays.
+pub fn set_tlb_hook(hook: TlbHook) {
+    TLB_HOOK.get_or_init(|| hook);
 }
 
 /// How often [`flush_tlb_range`](super::flush_tlb_range) was called in this process.
