@@ -5,7 +5,7 @@
 //! nothing but headers and code.
 
 /// Programs linked at a fixed address in the ordinary way.
-const FIXED: &[&str] = &["init", "calls", "sigtest", "fpu"];
+const FIXED: &[&str] = &["init", "calls", "sigtest", "fpu", "ubench"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
