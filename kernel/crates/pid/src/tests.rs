@@ -440,11 +440,58 @@ fn a_dying_init_waits_for_the_others() {
     assert!(reaper.is_some() && ns.child_reaper().is_none());
 }
 
-/// Threads allocate and free in two namespaces with a common parent, others look up: numbers are
-/// unique, what is found is right, and after a stop nothing new appears.
+/// The root's numbers that the storm's threads hold now.
+static HELD: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// Allocates and frees in `ns`, at most about 40 at a time, and checks that numbers are unique.
+fn storm_worker(cpu: usize, ns: &Ns) {
+    ksync::arch::host::set_cpu(cpu);
+    let mut mine = Vec::new();
+    for i in 0..2000 {
+        match alloc_pid(ns) {
+            Ok(pid) => {
+                assert!(HELD.lock().unwrap().insert(pid.nr()), "INV-PID-1");
+                mine.push(pid);
+            }
+            Err(e) => assert_eq!(e, PidError::Exhausted),
+        }
+        if mine.len() > 40 || (i % 3 == 0 && !mine.is_empty()) {
+            let pid = mine.swap_remove(i % mine.len());
+            assert!(HELD.lock().unwrap().remove(&pid.nr()));
+            free_pid(&pid);
+        }
+        if i % 64 == 0 {
+            rcu::process_callbacks();
+        }
+    }
+    for pid in mine {
+        HELD.lock().unwrap().remove(&pid.nr());
+        free_pid(&pid);
+    }
+}
+
+/// Lists `root` until told to stop: what is found is right, and pid 1 of `leaf` is always there.
+fn storm_reader(cpu: usize, root: &Ns, leaf: &Ns, finished: &AtomicBool) {
+    ksync::arch::host::set_cpu(cpu);
+    let mut nr = 0;
+    while !finished.load(SeqCst) {
+        match find_ge_pid(nr, root) {
+            Some((found, pid)) => {
+                assert_eq!((pid.nr(), pid.nr_at(0)), (found, found));
+                if let Some(same) = find_pid_ns(pid.vnr(), pid.ns()) {
+                    assert_eq!(same.vnr(), pid.vnr());
+                }
+                nr = found + 1;
+            }
+            None => nr = 0,
+        }
+        assert!(find_pid_ns(1, leaf).is_some());
+    }
+}
+
+/// Threads allocate and free in two namespaces with a common parent, others look up.
 #[test]
 fn storm() {
-    static HELD: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
     let (root, init) = root_with_init();
     root.set_pid_max(PID_MAX_LIMIT).unwrap();
     let leaves: Vec<Ns> = (0..2)
@@ -456,54 +503,11 @@ fn storm() {
         .for_each(|ns| drop(ns.set_child_reaper(Some(task(1)))));
     let finished = AtomicBool::new(false);
     std::thread::scope(|s| {
-        let workers: Vec<_> = (0..3usize)
-            .map(|cpu| {
-                let ns = &leaves[cpu % 2];
-                s.spawn(move || {
-                    ksync::arch::host::set_cpu(cpu);
-                    let mut mine = Vec::new();
-                    for i in 0..2000 {
-                        match alloc_pid(ns) {
-                            Ok(pid) => {
-                                assert!(HELD.lock().unwrap().insert(pid.nr()), "INV-PID-1");
-                                mine.push(pid);
-                            }
-                            Err(e) => assert_eq!(e, PidError::Exhausted),
-                        }
-                        if mine.len() > 40 || (i % 3 == 0 && !mine.is_empty()) {
-                            let pid = mine.swap_remove(i % mine.len());
-                            assert!(HELD.lock().unwrap().remove(&pid.nr()));
-                            free_pid(&pid);
-                        }
-                        if i % 64 == 0 {
-                            rcu::process_callbacks();
-                        }
-                    }
-                    for pid in mine {
-                        HELD.lock().unwrap().remove(&pid.nr());
-                        free_pid(&pid);
-                    }
-                })
-            })
-            .collect();
         let (leaves, root, finished) = (&leaves, &root, &finished);
-        s.spawn(move || {
-            ksync::arch::host::set_cpu(3);
-            let mut nr = 0;
-            while !finished.load(SeqCst) {
-                match find_ge_pid(nr, root) {
-                    Some((found, pid)) => {
-                        assert_eq!((pid.nr(), pid.nr_at(0)), (found, found));
-                        if let Some(same) = find_pid_ns(pid.vnr(), pid.ns()) {
-                            assert_eq!(same.vnr(), pid.vnr());
-                        }
-                        nr = found + 1;
-                    }
-                    None => nr = 0,
-                }
-                assert!(find_pid_ns(1, &leaves[0]).is_some());
-            }
-        });
+        let workers: Vec<_> = (0..3)
+            .map(|cpu| s.spawn(move || storm_worker(cpu, &leaves[cpu % 2])))
+            .collect();
+        s.spawn(move || storm_reader(3, root, &leaves[0], finished));
         workers.into_iter().for_each(|w| w.join().unwrap());
         finished.store(true, SeqCst);
     });

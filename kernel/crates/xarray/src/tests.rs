@@ -72,9 +72,16 @@ fn apply(array: &mut XArray<Value>, model: &mut BTreeMap<u64, usize>, op: Op) {
             let i = *model.keys().nth(pick % model.len()).unwrap();
             assert_eq!(array.erase(i), model.remove(&i).map(Value));
         }
-        Op::Load(i) => assert_eq!(array.load(&rcu::read_lock(), i), model.get(&i).copied().map(Value)),
+        Op::Load(i) => assert_eq!(
+            array.load(&rcu::read_lock(), i),
+            model.get(&i).copied().map(Value)
+        ),
         Op::Next(a, b) => {
-            let want = if a <= b { model.range(a..=b).next() } else { None };
+            let want = if a <= b {
+                model.range(a..=b).next()
+            } else {
+                None
+            };
             let got = array.next(&rcu::read_lock(), a, b);
             assert_eq!(got, want.map(|(&i, &v)| (i, Value(v))));
         }
@@ -164,9 +171,15 @@ fn reserved_numbers_are_taken_but_not_seen() {
     let one = reserve(&idr, range).unwrap();
     assert_eq!(one.id(), 1);
     assert!(idr.get(1).is_none() && idr.next(0).is_none());
-    assert!(idr.remove(&mut LOCK.lock(), 1).is_none(), "a reserved number is its holder's");
+    assert!(
+        idr.remove(&mut LOCK.lock(), 1).is_none(),
+        "a reserved number is its holder's"
+    );
     let mut spare = Preload::new();
-    assert_eq!(idr.reserve_at(&mut LOCK.lock(), 1, &mut spare).err(), Some(IdrError::Exists));
+    assert_eq!(
+        idr.reserve_at(&mut LOCK.lock(), 1, &mut spare).err(),
+        Some(IdrError::Exists)
+    );
     one.publish(&mut LOCK.lock(), KArc::new(Thing(10)).unwrap());
     assert_eq!(idr.get(1).unwrap().0, 10);
     let two = reserve(&idr, range).unwrap();

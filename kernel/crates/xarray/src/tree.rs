@@ -43,6 +43,17 @@ pub(crate) struct Place {
     node: *mut Node,
 }
 
+impl Place {
+    /// An index beyond the top.
+    #[inline(always)]
+    fn above(index: u64) -> Self {
+        Place {
+            index,
+            node: ptr::null_mut(),
+        }
+    }
+}
+
 pub(crate) struct Tree {
     root: AtomicPtr<Node>,
 }
@@ -53,6 +64,33 @@ pub(crate) struct Tree {
 unsafe fn r<'a>(n: NonNull<Node>) -> &'a Node {
     // SAFETY: the caller's promise; all fields are atomics.
     unsafe { n.as_ref() }
+}
+
+/// The first index right of all that a node of `shift` over `index` can hold; None past the end.
+#[inline]
+fn right_of(index: u64, shift: u32) -> Option<u64> {
+    let above = shift + SHIFT;
+    if above >= u64::BITS {
+        return None;
+    }
+    ((index >> above) + 1).checked_mul(1 << above)
+}
+
+/// The nearest ancestor that can hold `index`, the first index right of `node`.
+///
+/// # Safety
+/// As for [`r`]; the writer.
+unsafe fn ancestor_over(mut node: NonNull<Node>, index: u64) -> Option<NonNull<Node>> {
+    // SAFETY: parents of the writer's nodes are nodes.
+    unsafe {
+        loop {
+            node = NonNull::new(r(node).parent())?;
+            // The first slot of an ancestor would mean that we have left that one, too.
+            if r(node).offset_of(index) != 0 {
+                return Some(node);
+            }
+        }
+    }
 }
 
 impl Tree {
@@ -134,11 +172,7 @@ impl Tree {
                     let shift = n.shift();
                     let Some((offset, p)) = found else {
                         // Nothing left here: on to the first index right of this node.
-                        let above = shift + SHIFT;
-                        if above >= u64::BITS || (index >> above) == u64::MAX >> above {
-                            return None;
-                        }
-                        index = ((index >> above) + 1) << above;
+                        index = right_of(index, shift)?;
                         continue 'from_top;
                     };
                     if offset != first {
@@ -164,10 +198,7 @@ impl Tree {
     /// INV-XA-5.
     #[inline]
     pub unsafe fn place(&self, index: u64) -> Place {
-        let mut place = Place {
-            index,
-            node: ptr::null_mut(),
-        };
+        let mut place = Place::above(index);
         let Some(mut node) = self.root() else {
             return place;
         };
@@ -200,19 +231,13 @@ impl Tree {
         }
         let mut index = start;
         let Some(mut node) = self.root() else {
-            return Some(Place {
-                index,
-                node: ptr::null_mut(),
-            });
+            return Some(Place::above(index));
         };
         // SAFETY: the writer sees a stable tree; a set bit of an interior node leads to an empty
         // slot or to a node with a set bit (INV-XA-2).
         unsafe {
             if index > r(node).max_index() {
-                return Some(Place {
-                    index,
-                    node: ptr::null_mut(),
-                });
+                return Some(Place::above(index));
             }
             loop {
                 let n = r(node);
@@ -220,29 +245,12 @@ impl Tree {
                 let first = n.offset_of(index);
                 let free = n.free() >> first << first;
                 if free == 0 {
-                    // Full from here on: the first index right of this node, seen from above.
-                    let above = shift + SHIFT;
-                    if above >= u64::BITS || (index >> above) == u64::MAX >> above {
-                        return None;
-                    }
-                    index = ((index >> above) + 1) << above;
-                    if index > max {
-                        return None;
-                    }
-                    // Climb until a node contains the new index.
-                    loop {
-                        match NonNull::new(r(node).parent()) {
-                            None => {
-                                return Some(Place {
-                                    index,
-                                    node: ptr::null_mut(),
-                                });
-                            }
-                            Some(parent) => node = parent,
-                        }
-                        let above = r(node).shift() + SHIFT;
-                        if above >= u64::BITS || index & ((1 << above) - 1) != 0 {
-                            break;
+                    // Full from here on: over to the right, by way of an ancestor.
+                    index = right_of(index, shift).filter(|&i| i <= max)?;
+                    match ancestor_over(node, index) {
+                        Some(ancestor) => node = ancestor,
+                        None => {
+                            return Some(Place::above(index));
                         }
                     }
                     continue;
