@@ -155,6 +155,9 @@ pub struct Text<const N: usize = 64> {
 }
 
 impl<const N: usize> Text<N> {
+    /// No text.
+    pub const EMPTY: Self = Text { bytes: [0; N], len: 0 };
+
     /// A text known at compile time. Longer than N does not compile (in a const).
     pub const fn new(text: &'static str) -> Self {
         assert!(text.len() <= N);
