@@ -217,15 +217,10 @@ impl AddressSpace {
     /// `f` runs inside an RCU section: it may take spinlocks and may not sleep.
     pub fn for_each_cached(&self, first: u64, last: u64, mut f: impl FnMut(u64, PageRef)) {
         let guard = rcu::read_lock();
-        let mut at = first;
-        while let Some((pgoff, page)) = self.i_pages.next(&guard, at, last) {
+        self.i_pages.for_each(&guard, first, last, |pgoff, page| {
             page.get();
             f(pgoff, page);
-            if pgoff == last {
-                break;
-            }
-            at = pgoff + 1;
-        }
+        });
     }
 
     /// The page at `pgoff`, made by the filler if it is not in the cache, with a reference that the

@@ -84,6 +84,14 @@ fn apply(array: &mut XArray<Value>, model: &mut BTreeMap<u64, usize>, op: Op) {
             };
             let got = array.next(&rcu::read_lock(), a, b);
             assert_eq!(got, want.map(|(&i, &v)| (i, Value(v))));
+            let mut seen = Vec::new();
+            array.for_each(&rcu::read_lock(), a, b, |i, Value(v)| seen.push((i, v)));
+            let want = if a <= b {
+                model.range(a..=b).map(|(&i, &v)| (i, v)).collect()
+            } else {
+                Vec::new()
+            };
+            assert_eq!(seen, want);
         }
         Op::Alloc(a, b) => {
             let mut spare = Preload::new();

@@ -11,6 +11,8 @@
 //! - INV-XA-6 (words): a stored word is neither null nor [`RESERVED`], except that RESERVED marks
 //!   an index that is taken and not yet visible; no reader function returns it.
 
+mod whole;
+
 use crate::NeedNodes;
 use crate::node::{Node, Preload, SHIFT, SLOTS, free_node, free_node_rcu, shift_for};
 use core::ptr::{self, NonNull};
@@ -189,6 +191,37 @@ impl Tree {
                 }
             }
             None
+        }
+    }
+
+    /// Reader. Gives each visible word of [index, max] to `f`, in order. Words of one bottom node cost
+    /// no walk.
+    ///
+    /// # Safety
+    /// INV-XA-5.
+    #[inline]
+    pub unsafe fn for_each(&self, mut index: u64, max: u64, mut f: impl FnMut(u64, *mut ())) {
+        while index <= max {
+            // SAFETY: as in `slot`.
+            let Some(SlotRef { node, offset }) = (unsafe { self.slot(index) }) else {
+                // SAFETY: as above.
+                match unsafe { self.next(index, max) } {
+                    Some((next, _)) => index = next,
+                    None => return,
+                }
+                continue;
+            };
+            for o in offset..SLOTS {
+                // SAFETY: as above.
+                let p = unsafe { r(node) }.slot(o);
+                if !p.is_null() && p != RESERVED {
+                    f(index, p);
+                }
+                if index == max {
+                    return;
+                }
+                index += 1;
+            }
         }
     }
 
@@ -498,74 +531,6 @@ impl Tree {
                 r(child).parent.store(ptr::null_mut(), Relaxed);
                 self.root.store(child.as_ptr(), Release);
                 retire_node(top, retire);
-            }
-        }
-    }
-
-    /// Empties the tree and gives each word (visible or RESERVED) to `f`.
-    pub fn drain(&mut self, mut f: impl FnMut(u64, *mut ())) {
-        fn walk(node: NonNull<Node>, base: u64, f: &mut impl FnMut(u64, *mut ())) {
-            // SAFETY: `&mut` of the tree: no readers, no writers.
-            let n = unsafe { r(node) };
-            for offset in 0..SLOTS {
-                let p = n.slot(offset);
-                let index = base | (offset as u64) << n.shift();
-                match NonNull::new(p.cast::<Node>()) {
-                    Some(child) if n.shift() > 0 => walk(child, index, f),
-                    Some(_) => f(index, p),
-                    None => {}
-                }
-            }
-            // SAFETY: as above; the node is not reached again.
-            unsafe { free_node(node) };
-        }
-        if let Some(root) = self.root() {
-            self.root.store(ptr::null_mut(), Relaxed);
-            walk(root, 0, &mut f);
-        }
-    }
-
-    /// Panics unless INV-XA-2 and INV-XA-3 hold. Returns (words, nodes). For tests; the writer.
-    ///
-    /// # Safety
-    /// INV-XA-5.
-    pub unsafe fn check(&self) -> (usize, usize) {
-        unsafe fn walk(node: NonNull<Node>, parent: *mut Node, at: usize) -> (usize, usize) {
-            // SAFETY: the writer's nodes.
-            let n = unsafe { r(node) };
-            assert!(n.parent() == parent);
-            assert!(parent.is_null() || usize::from(n.offset.load(Relaxed)) == at);
-            let (mut words, mut nodes, mut count) = (0, 1, 0);
-            for o in 0..SLOTS {
-                let p = n.slot(o);
-                let mut free = p.is_null();
-                count += u8::from(!free);
-                if n.shift() == 0 {
-                    words += usize::from(!free);
-                } else if let Some(child) = NonNull::new(p.cast::<Node>()) {
-                    // SAFETY: as above.
-                    unsafe {
-                        assert_eq!(r(child).shift() + SHIFT, n.shift());
-                        free = r(child).free() != 0;
-                        let (w, k) = walk(child, node.as_ptr(), o);
-                        words += w;
-                        nodes += k;
-                    }
-                }
-                assert_eq!(n.free() >> o & 1 == 1, free, "INV-XA-2");
-            }
-            assert!(count == n.count() && count > 0, "INV-XA-3");
-            (words, nodes)
-        }
-        match self.root() {
-            None => (0, 0),
-            Some(root) => {
-                // SAFETY: as above.
-                unsafe {
-                    let only_first = r(root).count() == 1 && !r(root).slot(0).is_null();
-                    assert!(r(root).shift() == 0 || !only_first, "not shrunk");
-                    walk(root, ptr::null_mut(), 0)
-                }
             }
         }
     }
