@@ -1,0 +1,44 @@
+//! Every allocation of an operation fails once: the caller gets ENOMEM and nothing is lost.
+
+use super::{leak, ops};
+use crate::errno::Errno;
+use crate::params::BenchWord;
+use page_alloc::fault_inject;
+
+/// Sites per operation beyond which something is wrong with the test itself.
+const MAX_SITES: u32 = 2_000;
+
+/// Runs fork, exec, fork+exec and thread creation with their 1st, 2nd, ... allocation failing, until one succeeds
+/// without reaching the failure; then compares what is in use. Ends the machine.
+pub fn run() -> ! {
+    let mut failed = false;
+    for word in [BenchWord::Fork, BenchWord::Exec, BenchWord::Thread] {
+        let mut op = ops::Op::new(word, 1);
+        op.run(0).expect("an operation without injection");
+        let before = leak::snapshot();
+        let mut sites = 0;
+        for nth in 1..MAX_SITES {
+            fault_inject::set_fail_nth(nth);
+            let result = op.run(nth as u64);
+            let reached = fault_inject::fail_nth() == 0;
+            fault_inject::set_fail_nth(0);
+            match result {
+                Ok(()) if !reached => break,
+                Ok(()) => {} // an allocation whose failure is absorbed
+                Err(e) if e == Errno::ENOMEM => {}
+                Err(e) => {
+                    println!("fault-inject {}: allocation {nth} failed with {e}, not ENOMEM", word.name());
+                    failed = true;
+                }
+            }
+            sites = nth;
+        }
+        let leaks = leak::compare(&before, &leak::snapshot());
+        for l in &leaks {
+            println!("fault-inject {}: {}: {} before, {} after", word.name(), l.what, l.before, l.after);
+        }
+        failed |= !leaks.is_empty() || sites == 0;
+        println!("fault-inject {}: {sites} allocations failed in turn", word.name());
+    }
+    crate::power::off(failed as i32)
+}

@@ -1,0 +1,145 @@
+//! The words of the boot line.
+
+use kparam::Text;
+
+kparam::choices! {
+    /// Switches that are off unless asked for.
+    pub enum Switch {
+        /// Off.
+        Off = "off",
+        /// On.
+        On = "on",
+    }
+}
+
+kparam::choices! {
+    /// Where a benchmark's workers run.
+    pub enum Place {
+        /// Each worker stays on a CPU of its own, spread over the nodes.
+        Pinned = "pinned",
+        /// The scheduler decides.
+        Spread = "spread",
+    }
+}
+
+kparam::choices! {
+    /// What a cycle means, as whoever started the machine knows.
+    pub enum ModeWord {
+        /// Guest instructions.
+        Icount = "icount",
+        /// Simulated cycles of the coherence model.
+        Numasim = "numasim",
+        /// Plain emulation: smoke only.
+        Tcg = "tcg",
+        /// A virtual machine on real hardware.
+        Kvm = "kvm",
+        /// A real machine.
+        Metal = "metal",
+    }
+}
+
+kparam::choices! {
+    /// In-kernel benchmarks.
+    pub enum BenchWord {
+        /// Fork, exit, wait.
+        Fork = "fork",
+        /// A program that execs, over and over.
+        Exec = "exec",
+        /// Fork, exec, exit, wait.
+        ForkExec = "forkexec",
+        /// Thread create, exit, join.
+        Thread = "thread",
+        /// All CPUs fork, exec, exit and wait at random; then nothing may be missing.
+        Storm = "storm",
+    }
+}
+
+kparam::choices! {
+    /// Deliberate failures, to see that they are reported.
+    pub enum TestWord {
+        /// A panic.
+        Panic = "panic",
+        /// A kernel stack that overflows.
+        StackOverflow = "stack-overflow",
+        /// A thread that waits for ever.
+        Hang = "hang",
+        /// A CPU that spins with interrupts off while others wait for it.
+        Lockup = "lockup",
+        /// A read of an address that is not mapped.
+        NullRead = "null-read",
+        /// Every allocation of fork and exec fails once; nothing may be lost.
+        FaultInject = "fault-inject",
+    }
+}
+
+kparam::choices! {
+    /// How pids are kept.
+    pub enum PidWord {
+        /// One radix tree per namespace under one lock for all.
+        Idr = "idr",
+    }
+}
+
+kparam::choices! {
+    /// How a file finds its mappings.
+    pub enum IMmapWord {
+        /// One tree under one lock per file.
+        Global = "global",
+    }
+}
+
+kparam::params! {
+    /// What the boot line can say.
+    pub struct BootParams {
+        /// The program to run as process 1; what follows `--` are its arguments.
+        init: Option<Text<256>> = None,
+        /// Run a benchmark and end with its verdict.
+        bench: Option<BenchWord> = None,
+        /// Operations of a benchmark, over all workers.
+        ops: Option<u64> = None,
+        /// Workers of a benchmark; default: one per CPU.
+        workers: Option<u64> = None,
+        /// Where a benchmark's workers run.
+        place: Place = Place::Pinned,
+        /// Count cycles by phase.
+        phases: Switch = Switch::Off,
+        /// Count acquisitions, waiting and holding by lock class.
+        lockstat: Switch = Switch::Off,
+        /// Fail on purpose.
+        test: Option<TestWord> = None,
+        /// How pids are kept.
+        pid: PidWord = PidWord::Idr,
+        /// How a file finds its mappings.
+        i_mmap: IMmapWord = IMmapWord::Global,
+        /// Start at most this many CPUs.
+        maxcpus: u64 = 512,
+        /// Seconds without progress after which the machine is reported as hanging; 0: never.
+        watchdog: u64 = 20,
+        /// Print results only.
+        quiet: bool = false,
+        /// Name of the machine, for the records.
+        topology: Text<32> = Text::new(""),
+        /// What a cycle means, for the records.
+        mode: ModeWord = ModeWord::Metal,
+    }
+}
+
+static PARAMS: spin::Once<BootParams> = spin::Once::new();
+
+/// The words of this boot. After [`init`].
+pub fn get() -> &'static BootParams {
+    PARAMS.get().expect("the boot line is parsed")
+}
+
+/// Parses the boot line; on error prints what exists and ends the machine.
+pub fn init(line: &str) {
+    match kparam::parse::<BootParams>(line) {
+        Ok(params) => {
+            PARAMS.call_once(|| params);
+        }
+        Err(e) => {
+            println!("boot line: {e}");
+            crate::arch::exit_machine(0x23);
+        }
+    }
+}

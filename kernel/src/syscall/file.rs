@@ -1,0 +1,546 @@
+//! Files: thin layers over the vfs crate, and the layouts of what they return.
+
+use super::process::read_path;
+use super::{Args, SysResult};
+use crate::arch::PtRegs;
+use crate::arch::uaccess::{self, Plain, copy_from_user, copy_to_user_partial, get_user, put_user};
+use crate::errno::Errno;
+use crate::sched::current_ref;
+use rmap::AddressSpace;
+use slab::KArc;
+use task::signal::{self, SIGPIPE, SigInfo};
+use vfs::{AccessMode, At, BufIn, BufOut, Efault, File, Files, FsStruct, Kstat, Mappable, OpenFlags, Whence};
+
+const AT_FDCWD: i32 = -100;
+const AT_SYMLINK_NOFOLLOW: usize = 0x100;
+const AT_REMOVEDIR: usize = 0x200;
+const AT_EMPTY_PATH: usize = 0x1000;
+/// Linux's limit for one transfer.
+const MAX_RW_COUNT: usize = 0x7fff_f000;
+const IOV_MAX: usize = 1024;
+
+/// One range of user memory as a destination.
+pub struct UserOut {
+    at: usize,
+    left: usize,
+}
+
+impl UserOut {
+    pub fn new(at: usize, len: usize) -> Result<Self, Errno> {
+        if len > uaccess::TASK_SIZE || at > uaccess::TASK_SIZE - len {
+            return Err(Errno::EFAULT);
+        }
+        Ok(UserOut { at, left: len.min(MAX_RW_COUNT) })
+    }
+}
+
+impl BufOut for UserOut {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Efault> {
+        let (done, result) = match copy_to_user_partial(self.at, bytes) {
+            Ok(()) => (bytes.len(), Ok(())),
+            Err(done) => (done, Err(Efault)),
+        };
+        self.at += done;
+        self.left -= done;
+        result
+    }
+    fn remaining(&self) -> usize {
+        self.left
+    }
+}
+
+/// One range of user memory as a source.
+pub struct UserIn {
+    at: usize,
+    left: usize,
+}
+
+impl UserIn {
+    pub fn new(at: usize, len: usize) -> Result<Self, Errno> {
+        let UserOut { at, left } = UserOut::new(at, len)?;
+        Ok(UserIn { at, left })
+    }
+}
+
+impl BufIn for UserIn {
+    fn get(&mut self, dst: &mut [u8]) -> Result<usize, Efault> {
+        let n = dst.len().min(self.left);
+        copy_from_user(&mut dst[..n], self.at).map_err(|_| Efault)?;
+        self.at += n;
+        self.left -= n;
+        Ok(n)
+    }
+    fn remaining(&self) -> usize {
+        self.left
+    }
+}
+
+fn files() -> Result<KArc<Files>, Errno> {
+    current_ref().files.lock().clone().ok_or(Errno::EBADF)
+}
+
+fn fs() -> Result<KArc<FsStruct>, Errno> {
+    current_ref().fs.lock().clone().ok_or(Errno::ENOENT)
+}
+
+/// The open file behind a descriptor.
+#[inline]
+pub fn get(fd: i32) -> Result<KArc<File>, Errno> {
+    match &*current_ref().files.lock() {
+        Some(files) => Ok(files.get(fd)?),
+        None => Err(Errno::EBADF),
+    }
+}
+
+/// The page cache behind an open regular file.
+pub fn mapping_of(file: &File) -> Result<KArc<AddressSpace>, Errno> {
+    match file.mappable()? {
+        Mappable::Cache(space) => Ok(space.clone()),
+        Mappable::Anonymous => Err(Errno::ENODEV),
+    }
+}
+
+/// A write to a pipe nobody reads also raises SIGPIPE.
+fn written(result: Result<usize, vfs::VfsError>) -> SysResult {
+    result.map_err(|e| {
+        if e == vfs::VfsError::EPIPE {
+            signal::send_to_task(current_ref(), &SigInfo { signo: SIGPIPE, ..SigInfo::kernel(SIGPIPE) });
+        }
+        e.into()
+    })
+}
+
+pub fn read(regs: &mut PtRegs) -> SysResult {
+    let file = get(regs.arg::<0>() as i32)?;
+    Ok(file.read(&mut UserOut::new(regs.arg::<1>(), regs.arg::<2>())?)?)
+}
+
+pub fn write(regs: &mut PtRegs) -> SysResult {
+    let file = get(regs.arg::<0>() as i32)?;
+    written(file.write(&mut UserIn::new(regs.arg::<1>(), regs.arg::<2>())?))
+}
+
+pub fn pread64(regs: &mut PtRegs) -> SysResult {
+    let file = get(regs.arg::<0>() as i32)?;
+    Ok(file.pread(&mut UserOut::new(regs.arg::<1>(), regs.arg::<2>())?, regs.arg::<3>() as i64)?)
+}
+
+pub fn pwrite64(regs: &mut PtRegs) -> SysResult {
+    let file = get(regs.arg::<0>() as i32)?;
+    written(file.pwrite(&mut UserIn::new(regs.arg::<1>(), regs.arg::<2>())?, regs.arg::<3>() as i64))
+}
+
+/// Calls `one` for each range of an iovec until one transfers less than asked.
+fn vectored(at: usize, count: usize, mut one: impl FnMut(usize, usize) -> SysResult) -> SysResult {
+    if count > IOV_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let mut total = 0usize;
+    for i in 0..count {
+        let [_, len]: [usize; 2] = get_user(at + i * 16)?;
+        total = total.checked_add(len).filter(|&t| t <= isize::MAX as usize).ok_or(Errno::EINVAL)?;
+    }
+    let mut done = 0;
+    for i in 0..count {
+        let [base, len]: [usize; 2] = get_user(at + i * 16)?;
+        if len == 0 {
+            continue;
+        }
+        match one(base, len) {
+            Ok(n) => {
+                done += n;
+                if n < len {
+                    return Ok(done);
+                }
+            }
+            Err(e) => return if done > 0 { Ok(done) } else { Err(e) },
+        }
+    }
+    Ok(done)
+}
+
+pub fn readv(regs: &mut PtRegs) -> SysResult {
+    let file = get(regs.arg::<0>() as i32)?;
+    if !file.readable() {
+        return Err(Errno::EBADF);
+    }
+    vectored(regs.arg::<1>(), regs.arg::<2>(), |at, len| Ok(file.read(&mut UserOut::new(at, len)?)?))
+}
+
+pub fn writev(regs: &mut PtRegs) -> SysResult {
+    let file = get(regs.arg::<0>() as i32)?;
+    if !file.writable() {
+        return Err(Errno::EBADF);
+    }
+    vectored(regs.arg::<1>(), regs.arg::<2>(), |at, len| written(file.write(&mut UserIn::new(at, len)?)))
+}
+
+/// Runs `f` with the directory that `dirfd` names.
+fn at_dir<R>(dirfd: i32, path: &[u8], f: impl FnOnce(At) -> Result<R, vfs::VfsError>) -> Result<R, Errno> {
+    let fs = fs()?;
+    if dirfd == AT_FDCWD || path.first() == Some(&b'/') {
+        return Ok(f(At::cwd(&fs))?);
+    }
+    let base = files()?.get_raw(dirfd)?;
+    Ok(f(At::dir(&fs, &base))?)
+}
+
+fn do_open(dirfd: i32, path_at: usize, flags: usize, mode: usize) -> SysResult {
+    let flags = OpenFlags::from_bits_retain(flags as u32);
+    let (path, len) = read_path(path_at)?;
+    let files = files()?;
+    let slot = files.reserve(flags.contains(OpenFlags::CLOEXEC))?;
+    let file = at_dir(dirfd, &path[..len], |at| vfs::open(at, &path[..len], flags, mode as u32 & 0o7777))?;
+    Ok(slot.install(file) as usize)
+}
+
+pub fn open(regs: &mut PtRegs) -> SysResult {
+    do_open(AT_FDCWD, regs.arg::<0>(), regs.arg::<1>(), regs.arg::<2>())
+}
+
+pub fn openat(regs: &mut PtRegs) -> SysResult {
+    do_open(regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>(), regs.arg::<3>())
+}
+
+pub fn close(regs: &mut PtRegs) -> SysResult {
+    drop(files()?.close(regs.arg::<0>() as i32)?);
+    Ok(0)
+}
+
+/// `struct stat`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UserStat {
+    dev: u64,
+    ino: u64,
+    nlink: u64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    pad: u32,
+    rdev: u64,
+    size: i64,
+    blksize: i64,
+    blocks: i64,
+    times: [u64; 6],
+    unused: [i64; 3],
+}
+// SAFETY: repr(C) integers; the padding is a field.
+unsafe impl Plain for UserStat {}
+const _: () = assert!(size_of::<UserStat>() == 144);
+
+fn put_stat(at: usize, s: &Kstat) -> SysResult {
+    put_user(
+        at,
+        &UserStat {
+            dev: s.dev.encode(),
+            ino: s.ino,
+            nlink: s.nlink as u64,
+            mode: s.mode,
+            uid: s.uid,
+            gid: s.gid,
+            pad: 0,
+            rdev: s.rdev.encode(),
+            size: s.size as i64,
+            blksize: s.blksize as i64,
+            blocks: s.blocks as i64,
+            times: [s.atime.sec(), s.atime.nsec(), s.mtime.sec(), s.mtime.nsec(), s.ctime.sec(), s.ctime.nsec()],
+            unused: [0; 3],
+        },
+    )?;
+    Ok(0)
+}
+
+fn stat_path(dirfd: i32, path_at: usize, follow: bool) -> Result<Kstat, Errno> {
+    let (path, len) = read_path(path_at)?;
+    at_dir(dirfd, &path[..len], |at| vfs::stat(at, &path[..len], follow))
+}
+
+pub fn stat(regs: &mut PtRegs) -> SysResult {
+    put_stat(regs.arg::<1>(), &stat_path(AT_FDCWD, regs.arg::<0>(), true)?)
+}
+
+pub fn lstat(regs: &mut PtRegs) -> SysResult {
+    put_stat(regs.arg::<1>(), &stat_path(AT_FDCWD, regs.arg::<0>(), false)?)
+}
+
+pub fn fstat(regs: &mut PtRegs) -> SysResult {
+    put_stat(regs.arg::<1>(), &files()?.get_raw(regs.arg::<0>() as i32)?.stat())
+}
+
+pub fn newfstatat(regs: &mut PtRegs) -> SysResult {
+    let (dirfd, path_at, flags) = (regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<3>());
+    if flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | 0x800) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let empty = flags & AT_EMPTY_PATH != 0 && (path_at == 0 || get_user::<u8>(path_at)? == 0);
+    let s = if empty && dirfd != AT_FDCWD {
+        files()?.get_raw(dirfd)?.stat()
+    } else if empty {
+        at_dir(AT_FDCWD, b".", |at| vfs::stat(at, b".", true))?
+    } else {
+        stat_path(dirfd, path_at, flags & AT_SYMLINK_NOFOLLOW == 0)?
+    };
+    put_stat(regs.arg::<2>(), &s)
+}
+
+pub fn lseek(regs: &mut PtRegs) -> SysResult {
+    let file = get(regs.arg::<0>() as i32)?;
+    Ok(file.lseek(regs.arg::<1>() as i64, Whence::from_raw(regs.arg::<2>() as u32)?)? as usize)
+}
+
+pub fn getdents64(regs: &mut PtRegs) -> SysResult {
+    let file = get(regs.arg::<0>() as i32)?;
+    Ok(file.getdents64(&mut UserOut::new(regs.arg::<1>(), regs.arg::<2>() & 0xffff_ffff)?)?)
+}
+
+fn do_pipe(at: usize, flags: OpenFlags) -> SysResult {
+    let allowed = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK | OpenFlags::DIRECT;
+    if flags.bits() & !allowed.bits() != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let cloexec = flags.contains(OpenFlags::CLOEXEC);
+    let files = files()?;
+    let (read, write) = vfs::pipe(flags)?;
+    let first = files.reserve(cloexec)?;
+    let second = files.reserve(cloexec)?;
+    put_user(at, &[first.fd(), second.fd()])?;
+    first.install(read);
+    second.install(write);
+    Ok(0)
+}
+
+pub fn pipe(regs: &mut PtRegs) -> SysResult {
+    do_pipe(regs.arg::<0>(), OpenFlags::empty())
+}
+
+pub fn pipe2(regs: &mut PtRegs) -> SysResult {
+    do_pipe(regs.arg::<0>(), OpenFlags::from_bits_retain(regs.arg::<1>() as u32))
+}
+
+pub fn dup(regs: &mut PtRegs) -> SysResult {
+    Ok(files()?.dup(regs.arg::<0>() as i32)? as usize)
+}
+
+pub fn dup2(regs: &mut PtRegs) -> SysResult {
+    Ok(files()?.dup2(regs.arg::<0>() as i32, regs.arg::<1>() as i32)? as usize)
+}
+
+pub fn dup3(regs: &mut PtRegs) -> SysResult {
+    let flags = OpenFlags::from_bits_retain(regs.arg::<2>() as u32);
+    if flags.bits() & !OpenFlags::CLOEXEC.bits() != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let cloexec = flags.contains(OpenFlags::CLOEXEC);
+    Ok(files()?.dup3(regs.arg::<0>() as i32, regs.arg::<1>() as i32, cloexec)? as usize)
+}
+
+pub fn fcntl(regs: &mut PtRegs) -> SysResult {
+    const F_DUPFD: usize = 0;
+    const F_GETFD: usize = 1;
+    const F_SETFD: usize = 2;
+    const F_GETFL: usize = 3;
+    const F_SETFL: usize = 4;
+    const F_DUPFD_CLOEXEC: usize = 1030;
+    let (fd, arg) = (regs.arg::<0>() as i32, regs.arg::<2>());
+    let files = files()?;
+    let file = files.get_raw(fd)?;
+    match regs.arg::<1>() {
+        F_DUPFD => Ok(files.dup_from(fd, u32::try_from(arg).map_err(|_| Errno::EINVAL)?, false)? as usize),
+        F_DUPFD_CLOEXEC => Ok(files.dup_from(fd, u32::try_from(arg).map_err(|_| Errno::EINVAL)?, true)? as usize),
+        F_GETFD => Ok(files.cloexec(fd)? as usize),
+        F_SETFD => {
+            files.set_cloexec(fd, arg & 1 != 0)?;
+            Ok(0)
+        }
+        F_GETFL => Ok(file.flags().bits() as usize),
+        F_SETFL => {
+            file.set_flags(OpenFlags::from_bits_retain(arg as u32));
+            Ok(0)
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+pub fn ftruncate(regs: &mut PtRegs) -> SysResult {
+    get(regs.arg::<0>() as i32)?.ftruncate(regs.arg::<1>() as i64)?;
+    Ok(0)
+}
+
+/// Terminal questions about the console; nothing else has an ioctl yet.
+pub fn ioctl(regs: &mut PtRegs) -> SysResult {
+    const TCGETS: usize = 0x5401;
+    const TIOCGWINSZ: usize = 0x5413;
+    const FIONBIO: usize = 0x5421;
+    let file = get(regs.arg::<0>() as i32)?;
+    let at = regs.arg::<2>();
+    match regs.arg::<1>() {
+        FIONBIO => {
+            file.set_nonblock(get_user::<i32>(at)? != 0);
+            Ok(0)
+        }
+        _ if !file.is_console() => Err(Errno::ENOTTY),
+        TCGETS => {
+            // A cooked terminal: ICRNL | IXON, OPOST | ONLCR, CS8 | CREAD, ISIG | ICANON | ECHO...
+            let mut termios = [0u8; 36];
+            for (i, flags) in [0x500u32, 0x5, 0xbf, 0x8a3b].into_iter().enumerate() {
+                termios[i * 4..i * 4 + 4].copy_from_slice(&flags.to_le_bytes());
+            }
+            uaccess::copy_to_user(at, &termios)?;
+            Ok(0)
+        }
+        TIOCGWINSZ => {
+            put_user(at, &[24u16, 80, 0, 0])?;
+            Ok(0)
+        }
+        _ => Err(Errno::ENOTTY),
+    }
+}
+
+/// poll over what can be asked at once; waits by looking again at each wake-up of this thread.
+pub fn poll(regs: &mut PtRegs) -> SysResult {
+    let (at, count, timeout_ms) = (regs.arg::<0>(), regs.arg::<1>(), regs.arg::<2>() as i32);
+    if count > IOV_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let deadline = (timeout_ms >= 0).then(|| crate::arch::clock::now_ns() + timeout_ms as u64 * 1_000_000);
+    loop {
+        let mut ready = 0;
+        for i in 0..count {
+            let [fd, events]: [i32; 2] = get_user(at + i * 8)?;
+            let wanted = events as u16 | 0x18; // ERR and HUP are always reported
+            let found = match fd {
+                ..0 => 0,
+                _ => get(fd).map_or(0x20, |f| f.poll().bits() as u16 & wanted),
+            };
+            put_user(at + i * 8 + 6, &found)?;
+            ready += (found != 0) as usize;
+        }
+        let now = crate::arch::clock::now_ns();
+        if ready > 0 || deadline.is_some_and(|d| now >= d) {
+            return Ok(ready);
+        }
+        if ksync::arch::signal_pending() {
+            return Err(Errno::ERESTARTNOHAND);
+        }
+        // No queue can be waited on together with others yet: look again every millisecond.
+        let next = now + 1_000_000;
+        crate::sched::park_until(Some(deadline.map_or(next, |d| d.min(next))));
+    }
+}
+
+pub fn access(regs: &mut PtRegs) -> SysResult {
+    do_access(AT_FDCWD, regs.arg::<0>(), regs.arg::<1>())
+}
+
+pub fn faccessat(regs: &mut PtRegs) -> SysResult {
+    do_access(regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>())
+}
+
+fn do_access(dirfd: i32, path_at: usize, mode: usize) -> SysResult {
+    let mode = AccessMode::from_bits(mode as u32).ok_or(Errno::EINVAL)?;
+    let (path, len) = read_path(path_at)?;
+    at_dir(dirfd, &path[..len], |at| vfs::access(at, &path[..len], mode, true))?;
+    Ok(0)
+}
+
+pub fn getcwd(regs: &mut PtRegs) -> SysResult {
+    let mut buf = slab::KBox::new([0u8; 4096])?;
+    let fs = fs()?;
+    let path = vfs::getcwd(&fs, &mut *buf)?;
+    if path.len() + 1 > regs.arg::<1>() {
+        return Err(Errno::ERANGE);
+    }
+    uaccess::copy_to_user(regs.arg::<0>(), path)?;
+    put_user(regs.arg::<0>() + path.len(), &0u8)?;
+    Ok(path.len() + 1)
+}
+
+pub fn chdir(regs: &mut PtRegs) -> SysResult {
+    let (path, len) = read_path(regs.arg::<0>())?;
+    at_dir(AT_FDCWD, &path[..len], |at| vfs::chdir(at, &path[..len]))?;
+    Ok(0)
+}
+
+fn do_mkdir(dirfd: i32, path_at: usize, mode: usize) -> SysResult {
+    let (path, len) = read_path(path_at)?;
+    at_dir(dirfd, &path[..len], |at| vfs::mkdir(at, &path[..len], mode as u32 & 0o7777))?;
+    Ok(0)
+}
+
+pub fn mkdir(regs: &mut PtRegs) -> SysResult {
+    do_mkdir(AT_FDCWD, regs.arg::<0>(), regs.arg::<1>())
+}
+
+pub fn mkdirat(regs: &mut PtRegs) -> SysResult {
+    do_mkdir(regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>())
+}
+
+fn do_unlink(dirfd: i32, path_at: usize, dir: bool) -> SysResult {
+    let (path, len) = read_path(path_at)?;
+    at_dir(dirfd, &path[..len], |at| if dir { vfs::rmdir(at, &path[..len]) } else { vfs::unlink(at, &path[..len]) })?;
+    Ok(0)
+}
+
+pub fn unlink(regs: &mut PtRegs) -> SysResult {
+    do_unlink(AT_FDCWD, regs.arg::<0>(), false)
+}
+
+pub fn rmdir(regs: &mut PtRegs) -> SysResult {
+    do_unlink(AT_FDCWD, regs.arg::<0>(), true)
+}
+
+pub fn unlinkat(regs: &mut PtRegs) -> SysResult {
+    do_unlink(regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>() & AT_REMOVEDIR != 0)
+}
+
+fn do_readlink(dirfd: i32, path_at: usize, at: usize, len: usize) -> SysResult {
+    if len as isize <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (path, path_len) = read_path(path_at)?;
+    let mut out = UserOut::new(at, len)?;
+    at_dir(dirfd, &path[..path_len], |base| vfs::readlink(base, &path[..path_len], &mut out))
+}
+
+pub fn readlink(regs: &mut PtRegs) -> SysResult {
+    do_readlink(AT_FDCWD, regs.arg::<0>(), regs.arg::<1>(), regs.arg::<2>())
+}
+
+pub fn readlinkat(regs: &mut PtRegs) -> SysResult {
+    do_readlink(regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>(), regs.arg::<3>())
+}
+
+pub fn umask(regs: &mut PtRegs) -> SysResult {
+    Ok(fs()?.set_umask(regs.arg::<0>() as u32 & 0o777) as usize)
+}
+
+pub fn sendfile(regs: &mut PtRegs) -> SysResult {
+    let (to, from) = (get(regs.arg::<0>() as i32)?, get(regs.arg::<1>() as i32)?);
+    let (offset_at, count) = (regs.arg::<2>(), regs.arg::<3>().min(MAX_RW_COUNT));
+    let mut position = if offset_at != 0 { Some(get_user::<i64>(offset_at)?) } else { None };
+    let mut buf = slab::KBox::new([0u8; 4096])?;
+    let mut done = 0;
+    while done < count {
+        let want = (count - done).min(buf.len());
+        let mut out: &mut [u8] = &mut buf[..want];
+        let got = match position {
+            Some(at) => from.pread(&mut out, at)?,
+            None => from.read(&mut out)?,
+        };
+        if got == 0 {
+            break;
+        }
+        let mut input: &[u8] = &buf[..got];
+        let put = written(to.write(&mut input))?;
+        done += put;
+        position = position.map(|at| at + put as i64);
+        if put < got {
+            break;
+        }
+    }
+    if let Some(at) = position {
+        put_user(offset_at, &at)?;
+    }
+    Ok(done)
+}

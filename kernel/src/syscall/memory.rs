@@ -1,0 +1,87 @@
+//! mmap and its kin.
+
+use super::{Args, SysResult};
+use crate::arch::PtRegs;
+use crate::errno::Errno;
+use crate::sched::current_ref;
+use vfs::Mappable;
+use mm::{MapArgs, MapFlags, Mm, Prot};
+
+const MAP_ANONYMOUS: usize = 0x20;
+const MAP_TYPE: usize = 0xf;
+const MAP_SHARED_VALIDATE: usize = 3;
+const MADV_DONTNEED: usize = 4;
+const MADV_FREE: usize = 8;
+
+/// The running program's address space.
+fn current_mm() -> &'static Mm {
+    let mm = current_ref().active_mm.load(core::sync::atomic::Ordering::Relaxed) as *const Mm;
+    // SAFETY: a system call comes from a program, which has an address space that only it replaces.
+    unsafe { &*mm }
+}
+
+fn prot(bits: usize) -> Prot {
+    Prot::from_bits_truncate(bits as u32)
+}
+
+pub fn mmap(regs: &mut PtRegs) -> SysResult {
+    let (addr, len, flags, fd) = (regs.arg::<0>(), regs.arg::<1>(), regs.arg::<3>(), regs.arg::<4>() as i32);
+    let offset = regs.arg::<5>();
+    if offset % 4096 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut map_flags = MapFlags::from_bits_truncate(flags as u32);
+    if flags & MAP_TYPE == MAP_SHARED_VALIDATE {
+        map_flags.remove(MapFlags::PRIVATE);
+    }
+    let prot = prot(regs.arg::<2>());
+    let mut max_prot = Prot::all();
+    let file = if flags & MAP_ANONYMOUS != 0 {
+        None
+    } else {
+        let file = super::file::get(fd)?;
+        if !file.readable() {
+            return Err(Errno::EACCES);
+        }
+        if map_flags.contains(MapFlags::SHARED) && !file.writable() {
+            max_prot.remove(Prot::WRITE);
+        }
+        match file.mappable()? {
+            Mappable::Cache(space) => Some((space.clone(), (offset / 4096) as u64)),
+            Mappable::Anonymous => None, // /dev/zero
+        }
+    };
+    Ok(current_mm().mmap(&MapArgs { addr, len, prot, flags: map_flags, file, max_prot })?)
+}
+
+pub fn munmap(regs: &mut PtRegs) -> SysResult {
+    current_mm().munmap(regs.arg::<0>(), regs.arg::<1>())?;
+    Ok(0)
+}
+
+pub fn mprotect(regs: &mut PtRegs) -> SysResult {
+    current_mm().mprotect(regs.arg::<0>(), regs.arg::<1>(), prot(regs.arg::<2>()))?;
+    Ok(0)
+}
+
+pub fn brk(regs: &mut PtRegs) -> SysResult {
+    Ok(current_mm().brk(regs.arg::<0>()))
+}
+
+pub fn mremap(regs: &mut PtRegs) -> SysResult {
+    let flags = mm::RemapFlags::from_bits(regs.arg::<3>() as u32).ok_or(Errno::EINVAL)?;
+    Ok(current_mm().mremap(regs.arg::<0>(), regs.arg::<1>(), regs.arg::<2>(), flags, regs.arg::<4>())?)
+}
+
+pub fn madvise(regs: &mut PtRegs) -> SysResult {
+    match regs.arg::<2>() {
+        MADV_DONTNEED | MADV_FREE => {
+            current_mm().madvise_dontneed(regs.arg::<0>(), regs.arg::<1>())?;
+            Ok(0)
+        }
+        // Hints without a promise.
+        0..=25 => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
