@@ -1,7 +1,8 @@
 //! The kernel's console on its way to the terminal: backtraces get names.
 //!
-//! The kernel prints a return address as a line `  bt: 0xffffffff80012345`, the instruction after the call. Such a line
-//! is held back until it is whole and then followed by function, file and line; everything else passes as it comes.
+//! The kernel prints an address inside a function as a line `  bt: 0xffffffff80012345` (of a call, an address within
+//! the call's own bytes: the one after it may be another line's). Such a line is held back until it is whole, and gets
+//! function, file and line; everything else passes as it comes.
 
 use addr2line::Loader;
 use std::{
@@ -28,16 +29,14 @@ impl Symbols {
         }
     }
 
-    /// The functions at a return address, innermost first, each as `name at file:line`.
-    fn frames(&mut self, return_address: u64) -> Vec<String> {
+    /// The functions at an address, innermost first, each as `name at file:line`.
+    fn frames(&mut self, address: u64) -> Vec<String> {
         let loader = self
             .loader
             .get_or_insert_with(|| Loader::new(&self.file).ok());
         let Some(loader) = loader else { return vec![] };
-        // The call itself: the address after it may belong to the next line, or to the next function.
-        let call = return_address.wrapping_sub(1);
         let mut found = vec![];
-        let mut frames = loader.find_frames(call).ok();
+        let mut frames = loader.find_frames(address).ok();
         while let Some(frame) = frames.as_mut().and_then(|f| f.next().ok().flatten()) {
             let name = frame
                 .function
@@ -47,7 +46,7 @@ impl Symbols {
             found.push(describe(name.as_deref().unwrap_or("?"), place));
         }
         if found.is_empty() {
-            found.extend(loader.find_symbol(call).map(|name| describe(name, None)));
+            found.extend(loader.find_symbol(address).map(|name| describe(name, None)));
         }
         found
     }

@@ -71,6 +71,9 @@ pub struct Options {
     /// Give up after this many seconds, with a report of what every CPU does. 0: never.
     #[arg(long, value_name = "SECONDS", default_value = "300")]
     timeout: u64,
+    /// Add an ACPI table to the machine, header included: for tables that no real machine should have.
+    #[arg(long, value_name = "FILE")]
+    acpi_table: Vec<PathBuf>,
     /// Write the console to this file too.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -231,6 +234,9 @@ impl Options {
             (Accel::Kvm, _) => push(&["-cpu", "host", "-accel", "kvm"]),
         }
         args.extend(topology.arguments());
+        for table in &self.acpi_table {
+            args.extend(["-acpitable".into(), format!("file={}", table.display())]);
+        }
         args
     }
 }
@@ -245,9 +251,13 @@ fn verdict(ending: Ending, options: &Options) -> Result<()> {
             bail!("the machine reset itself (a triple fault), or was told to quit")
         }
         Ending::Exit(Some(1)) => bail!("QEMU could not start the machine"),
-        Ending::Exit(Some(code)) if code & 1 == 1 => {
-            bail!("the kernel reports failure (code {:#x})", code >> 1)
-        }
+        Ending::Exit(Some(status)) if status & 1 == 1 => match status >> 1 {
+            0x20 => bail!("the first process, or a benchmark, failed"),
+            0x21 => bail!("the kernel panicked"),
+            0x22 => bail!("the kernel hangs"),
+            0x23 => bail!("the kernel refused the boot line"),
+            code => bail!("the kernel reports failure (code {code:#x})"),
+        },
         Ending::Exit(code) => bail!("QEMU ended with {code:?}"),
         Ending::TimedOut => bail!("no verdict within {} s (--timeout)", options.timeout),
         Ending::Silent => bail!(

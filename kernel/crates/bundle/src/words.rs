@@ -11,19 +11,7 @@
 /// Ends the kernel's words.
 pub const SEPARATOR: &str = "--";
 
-/// The kernel's words, and the arguments after [`SEPARATOR`] (empty when there is none). Any context.
-pub fn split(line: &[u8]) -> (&[u8], &[u8]) {
-    let mut at = 0;
-    for word in line.split(|b| *b == b' ') {
-        if word == SEPARATOR.as_bytes() {
-            return (&line[..at], &line[(at + word.len() + 1).min(line.len())..]);
-        }
-        at += word.len() + 1;
-    }
-    (line, &[])
-}
-
-/// The arguments in `line`, each still escaped. Any context.
+/// The arguments in what follows [`SEPARATOR`] (`kparam::split_init_args`), each still escaped. Any context.
 pub fn arguments(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(|b| *b == b' ').filter(|word| !word.is_empty())
 }
@@ -76,16 +64,6 @@ mod tests {
     use std::vec::Vec;
 
     #[test]
-    fn splits_at_the_separator() {
-        assert_eq!(split(b"a b=c"), (&b"a b=c"[..], &b""[..]));
-        assert_eq!(split(b"a -- x y"), (&b"a "[..], &b"x y"[..]));
-        assert_eq!(split(b"-- x"), (&b""[..], &b"x"[..]));
-        assert_eq!(split(b"a --"), (&b"a "[..], &b""[..]));
-        assert_eq!(split(b"a --b -- --"), (&b"a --b "[..], &b"--"[..]));
-        assert_eq!(split(b""), (&b""[..], &b""[..]));
-    }
-
-    #[test]
     fn odd_escapes() {
         let un = |w: &[u8]| unescape(w).collect::<Vec<u8>>();
         assert_eq!(un(b"%"), b"");
@@ -98,22 +76,19 @@ mod tests {
 
         #[test]
         fn any_arguments_survive(args in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..12), 0..6)) {
-            let mut line = b"init=/x --".to_vec();
+            let mut line = Vec::new();
             for arg in &args {
-                line.push(b' ');
                 line.extend(escape(arg));
+                line.push(b' ');
             }
-            let (words, rest) = split(&line);
-            prop_assert_eq!(words, b"init=/x ");
-            let got: Vec<Vec<u8>> = arguments(rest).map(|w| unescape(w).collect()).collect();
+            prop_assert!(line.iter().all(|b| b.is_ascii_graphic() || *b == b' '));
+            let got: Vec<Vec<u8>> = arguments(&line).map(|w| unescape(w).collect()).collect();
             prop_assert_eq!(got, args);
         }
 
         #[test]
         fn no_line_panics(line in prop::collection::vec(any::<u8>(), 0..60)) {
-            let (words, rest) = split(&line);
-            prop_assert!(words.len() + rest.len() <= line.len());
-            prop_assert!(arguments(rest).map(|w| unescape(w).count()).sum::<usize>() <= rest.len());
+            prop_assert!(arguments(&line).map(|w| unescape(w).count()).sum::<usize>() <= line.len());
         }
     }
 }
