@@ -424,7 +424,7 @@ impl Files {
             let closed = {
                 let mut table = self.lock();
                 let Some(fd) = next_cloexec(&table, start) else { return };
-                start = fd;
+                start = fd + 1;
                 table.close(fd)
             };
             drop(closed);
@@ -456,13 +456,20 @@ impl Files {
     }
 }
 
-/// The lowest descriptor from `start` on that exec closes.
+/// The lowest descriptor from `start` on that exec closes: marked, and not only reserved.
 fn next_cloexec(table: &Table, start: u32) -> Option<u32> {
-    for base in (start / BLOCK * BLOCK..table.end()).step_by(BLOCK as usize) {
-        let marked = table.block(base).map_or(0, |b| b.cloexec);
-        if marked != 0 {
-            return Some(base + marked.trailing_zeros());
+    let mut fd = start;
+    while fd < table.end() {
+        let marked = table.block(fd).map_or(0, |b| b.cloexec) >> (fd % BLOCK);
+        if marked == 0 {
+            fd = (fd / BLOCK + 1) * BLOCK;
+            continue;
         }
+        fd += marked.trailing_zeros();
+        if table.file(fd).is_some() {
+            return Some(fd);
+        }
+        fd += 1;
     }
     None
 }

@@ -123,8 +123,8 @@ impl Unpacker {
             let Some(entry) = cpio_reader::iter_files(bytes).next() else { break };
             let offset = at + HEADER;
             self.entry(&entry, offset)?;
-            let end = entry.file().as_ptr() as usize + entry.file().len() - bytes.as_ptr() as usize;
-            at += end.next_multiple_of(4);
+            let data = (HEADER + entry.name().len() + 1).next_multiple_of(4);
+            at = (at + data + entry.file().len()).next_multiple_of(4).min(self.archive.len());
         }
         let name = self.archive.get(at + HEADER..at + HEADER + TRAILER.len());
         if self.is_entry(at) && name == Some(TRAILER) {

@@ -57,7 +57,7 @@ pub use files::{DEFAULT_NOFILE, FdSlot, Files, NR_OPEN_MAX};
 pub use flags::*;
 pub use fs_struct::FsStruct;
 pub use hooks::{ConsoleOps, Hooks};
-pub use initramfs::{InitramfsError, unpack as unpack_initramfs};
+pub use initramfs::{InitramfsError, Unpacked, unpack as unpack_initramfs};
 pub use inode::{Inode, InodeKind, RAMFS_DEV};
 pub use namei::At;
 pub use open::{memfd, open, open_exec, pipe, reopen_exec};

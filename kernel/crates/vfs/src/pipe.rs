@@ -358,7 +358,8 @@ impl Ring {
             let copied = before - buf.remaining();
             self.tail = self.tail.wrapping_add(copied as u32);
             left -= copied;
-            if off + copied == PAGE_SIZE {
+            // A full ring may have wrapped into the page that has just been left.
+            if off + copied == PAGE_SIZE && self.len() <= CAPACITY - PAGE_SIZE as u32 {
                 self.let_go(index);
             }
         }
