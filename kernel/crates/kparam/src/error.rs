@@ -34,12 +34,24 @@ impl fmt::Display for ParamError<'_> {
                 write!(f, "unknown boot parameter `{}`", self.word)?;
                 did_you_mean(f, self.word, self.table.iter().map(|r| r.word))?;
                 f.write_str("\nboot parameters:")?;
-                self.table.iter().try_for_each(|r| write!(f, "\n  {}{}", r.word, r.kind))
+                self.table
+                    .iter()
+                    .try_for_each(|r| write!(f, "\n  {}{}", r.word, r.kind))
             }
             Reason::BadValue(row) => {
                 match self.value {
-                    Some(v) => write!(f, "boot parameter `{}`: `{v}` is not {}", row.word, Wanted(row.kind))?,
-                    None => write!(f, "boot parameter `{}` needs a value: {}", row.word, Wanted(row.kind))?,
+                    Some(v) => write!(
+                        f,
+                        "boot parameter `{}`: `{v}` is not {}",
+                        row.word,
+                        Wanted(row.kind)
+                    )?,
+                    None => write!(
+                        f,
+                        "boot parameter `{}` needs a value: {}",
+                        row.word,
+                        Wanted(row.kind)
+                    )?,
                 }
                 if let (Kind::Choice(rows), Some(v)) = (row.kind, self.value) {
                     did_you_mean(f, v, rows.iter().map(|r| r.word))?;
@@ -58,7 +70,11 @@ impl fmt::Display for ParamError<'_> {
 
 impl core::error::Error for ParamError<'_> {}
 
-fn did_you_mean<'a>(f: &mut fmt::Formatter<'_>, word: &str, all: impl Iterator<Item = &'a str>) -> fmt::Result {
+fn did_you_mean<'a>(
+    f: &mut fmt::Formatter<'_>,
+    word: &str,
+    all: impl Iterator<Item = &'a str>,
+) -> fmt::Result {
     match nearest(word, all) {
         Some(n) => write!(f, "; did you mean `{n}`?"),
         None => Ok(()),

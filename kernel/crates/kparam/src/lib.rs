@@ -168,9 +168,19 @@ pub fn parse<P: Params>(line: &str) -> Result<P, ParamError<'_>> {
             Some((w, v)) => (w, Some(unquoted(v))),
             None => (token, None),
         };
-        let fail = |reason| ParamError { word, value, table: P::TABLE, reason };
-        let row = P::TABLE.iter().find(|r| same_word(r.word, word)).ok_or(fail(Reason::UnknownWord))?;
-        params.set(row.word, value).ok_or(fail(Reason::BadValue(row)))?;
+        let fail = |reason| ParamError {
+            word,
+            value,
+            table: P::TABLE,
+            reason,
+        };
+        let row = P::TABLE
+            .iter()
+            .find(|r| same_word(r.word, word))
+            .ok_or(fail(Reason::UnknownWord))?;
+        params
+            .set(row.word, value)
+            .ok_or(fail(Reason::BadValue(row)))?;
     }
     Ok(params)
 }
@@ -212,7 +222,9 @@ impl<'a> Iterator for Tokens<'a> {
 }
 
 fn unquoted(v: &str) -> &str {
-    v.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(v)
+    v.strip_prefix('"')
+        .and_then(|v| v.strip_suffix('"'))
+        .unwrap_or(v)
 }
 
 /// Equal but for `-` and `_`.

@@ -5,8 +5,13 @@ const LEN_MAX: usize = 32;
 
 /// The candidate nearest to `word`, if it is near enough to be what was meant: at most one edit,
 /// plus one per three bytes.
-pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let (edits, best) = candidates.filter_map(|c| Some((distance(word, c)?, c))).min_by_key(|&(d, _)| d)?;
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let (edits, best) = candidates
+        .filter_map(|c| Some((distance(word, c)?, c)))
+        .min_by_key(|&(d, _)| d)?;
     (edits <= 1 + word.len() / 3 && edits < word.len().max(best.len())).then_some(best)
 }
 
@@ -44,7 +49,9 @@ mod tests {
         let (Some((x, a1)), Some((y, b1))) = (a.split_last(), b.split_last()) else {
             return a.len() + b.len();
         };
-        let mut d = (naive(a1, b) + 1).min(naive(a, b1) + 1).min(naive(a1, b1) + usize::from(x != y));
+        let mut d = (naive(a1, b) + 1)
+            .min(naive(a, b1) + 1)
+            .min(naive(a1, b1) + usize::from(x != y));
         if let (Some((x2, a2)), Some((y2, b2))) = (a1.split_last(), b1.split_last())
             && x == y2
             && x2 == y

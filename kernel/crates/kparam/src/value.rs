@@ -98,7 +98,8 @@ fn number(text: &str) -> Option<u64> {
         return None;
     }
     digits.chars().filter(|&c| c != '_').try_fold(0u64, |n, c| {
-        n.checked_mul(radix.into())?.checked_add(c.to_digit(radix)?.into())
+        n.checked_mul(radix.into())?
+            .checked_add(c.to_digit(radix)?.into())
     })
 }
 
@@ -156,12 +157,18 @@ pub struct Text<const N: usize = 64> {
 
 impl<const N: usize> Text<N> {
     /// No text.
-    pub const EMPTY: Self = Text { bytes: [0; N], len: 0 };
+    pub const EMPTY: Self = Text {
+        bytes: [0; N],
+        len: 0,
+    };
 
     /// A text known at compile time. Longer than N does not compile (in a const).
     pub const fn new(text: &'static str) -> Self {
         assert!(text.len() <= N);
-        let mut t = Text { bytes: [0; N], len: text.len() };
+        let mut t = Text {
+            bytes: [0; N],
+            len: text.len(),
+        };
         let mut i = 0;
         while i < text.len() {
             t.bytes[i] = text.as_bytes()[i];
@@ -188,8 +195,13 @@ impl<const N: usize> Value for Text<N> {
 
     fn parse(text: Option<&str>) -> Option<Self> {
         let text = text?;
-        let mut t = Text { bytes: [0; N], len: text.len() };
-        t.bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        let mut t = Text {
+            bytes: [0; N],
+            len: text.len(),
+        };
+        t.bytes
+            .get_mut(..text.len())?
+            .copy_from_slice(text.as_bytes());
         // A quote inside could not be written again.
         (!text.contains('"')).then_some(t)
     }
@@ -208,7 +220,11 @@ impl<T: Value> Value for Option<T> {
     const KIND: Kind = T::KIND;
 
     fn parse(text: Option<&str>) -> Option<Self> {
-        if text == Some("unset") { Some(None) } else { T::parse(text).map(Some) }
+        if text == Some("unset") {
+            Some(None)
+        } else {
+            T::parse(text).map(Some)
+        }
     }
 
     fn show(&self, out: &mut dyn fmt::Write) -> fmt::Result {

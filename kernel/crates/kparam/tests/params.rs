@@ -49,42 +49,105 @@ fn err(s: &str) -> String {
 
 #[test]
 fn defaults_and_every_kind() {
-    assert_eq!(ok(""), "colour=green how_many=7 small=0 mem=unset quiet=off init=/init");
+    assert_eq!(
+        ok(""),
+        "colour=green how_many=7 small=0 mem=unset quiet=off init=/init"
+    );
     assert_eq!(ok(" \t\n"), ok(""));
     let said = "colour=red how-many=0x1_0 small=255 mem=12M quiet init=\"/a b\"";
-    assert_eq!(ok(said), "colour=red how_many=16 small=255 mem=12M quiet=on init=\"/a b\"");
-    assert_eq!(ok("how_many=1 quiet=yes how-many=2 quiet=off"), ok("how_many=2"), "the last counts");
-    for (text, bytes) in [("0", 0), ("1k", 1 << 10), ("3G", 3 << 30), ("16383T", 16383 << 40), ("0x10K", 1 << 14)] {
-        assert_eq!(parse::<All>(&format!("mem={text}")).unwrap().mem, Some(Bytes(bytes)), "{text}");
+    assert_eq!(
+        ok(said),
+        "colour=red how_many=16 small=255 mem=12M quiet=on init=\"/a b\""
+    );
+    assert_eq!(
+        ok("how_many=1 quiet=yes how-many=2 quiet=off"),
+        ok("how_many=2"),
+        "the last counts"
+    );
+    for (text, bytes) in [
+        ("0", 0),
+        ("1k", 1 << 10),
+        ("3G", 3 << 30),
+        ("16383T", 16383 << 40),
+        ("0x10K", 1 << 14),
+    ] {
+        assert_eq!(
+            parse::<All>(&format!("mem={text}")).unwrap().mem,
+            Some(Bytes(bytes)),
+            "{text}"
+        );
     }
     assert_eq!(parse::<All>("init=").unwrap().init.as_str(), "");
-    assert_eq!(Colour::ALL.iter().map(|c| c.name()).collect::<Vec<_>>(), ["red", "green"]);
+    assert_eq!(
+        Colour::ALL.iter().map(|c| c.name()).collect::<Vec<_>>(),
+        ["red", "green"]
+    );
 }
 
 #[test]
 fn nothing_is_ignored() {
     let bad = [
-        "colour", "colour=", "colour=blue", "colour=Red", "how_many", "how_many=", "how_many=-1", "how_many=+1",
-        "how_many=4294967296", "how_many=99999999999999999999", "how_many=0x", "how_many=_1", "how_many=1K",
-        "small=256", "mem=", "mem=K", "mem=1KK", "mem=16777216T", "mem=1.5G", "quiet=maybe", "quiet=",
-        "init=/a/name/of/17/byt", "init=a\"b", "init", "=", "=5", "colour =red", "- quiet", "---",
+        "colour",
+        "colour=",
+        "colour=blue",
+        "colour=Red",
+        "how_many",
+        "how_many=",
+        "how_many=-1",
+        "how_many=+1",
+        "how_many=4294967296",
+        "how_many=99999999999999999999",
+        "how_many=0x",
+        "how_many=_1",
+        "how_many=1K",
+        "small=256",
+        "mem=",
+        "mem=K",
+        "mem=1KK",
+        "mem=16777216T",
+        "mem=1.5G",
+        "quiet=maybe",
+        "quiet=",
+        "init=/a/name/of/17/byt",
+        "init=a\"b",
+        "init",
+        "=",
+        "=5",
+        "colour =red",
+        "- quiet",
+        "---",
     ];
     for s in bad {
         assert!(parse::<All>(s).is_err(), "`{s}` was taken");
-        assert!(parse::<All>(&format!("quiet {s} small=1")).is_err(), "`{s}` was taken");
+        assert!(
+            parse::<All>(&format!("quiet {s} small=1")).is_err(),
+            "`{s}` was taken"
+        );
     }
 }
 
 #[test]
 fn errors_help() {
     let e = err("quiet coulor=red");
-    assert!(e.starts_with("unknown boot parameter `coulor`; did you mean `colour`?\n"), "{e}");
-    assert!(e.contains("\n  colour=red|green\n  how_many=N\n") && e.contains("\n  quiet\n"), "{e}");
+    assert!(
+        e.starts_with("unknown boot parameter `coulor`; did you mean `colour`?\n"),
+        "{e}"
+    );
+    assert!(
+        e.contains("\n  colour=red|green\n  how_many=N\n") && e.contains("\n  quiet\n"),
+        "{e}"
+    );
     assert!(!err("xyzzy").contains("did you mean"));
     let e = err("colour=gren");
-    assert!(e.contains("`gren` is not one of the choices; did you mean `green`?"), "{e}");
+    assert!(
+        e.contains("`gren` is not one of the choices; did you mean `green`?"),
+        "{e}"
+    );
     assert!(e.contains("\n  colour=red  Like blood."), "{e}");
-    assert_eq!(err("small=300"), "boot parameter `small`: `300` is not a number from 0 to 255");
+    assert_eq!(
+        err("small=300"),
+        "boot parameter `small`: `300` is not a number from 0 to 255"
+    );
     assert!(err("mem").contains("needs a value"));
     let e = parse::<All>("small=x").unwrap_err();
     assert!(matches!(e.reason, Reason::BadValue(row) if row.word == "small"));
@@ -96,7 +159,12 @@ fn help_is_the_doc_comments() {
     help::<All>(&mut s).unwrap();
     let expect = "colour=red|green  (default green)\n    A colour.\n    red    Like blood.\n    green  Like grass,\n           or hope.\n";
     assert!(s.starts_with(expect), "{s}");
-    assert!(s.contains("mem=SIZE[K|M|G|T]  (default unset)\n    Memory.\n    Two lines.\nquiet\n    A flag.\n"), "{s}");
+    assert!(
+        s.contains(
+            "mem=SIZE[K|M|G|T]  (default unset)\n    Memory.\n    Two lines.\nquiet\n    A flag.\n"
+        ),
+        "{s}"
+    );
     for row in All::TABLE {
         assert!(s.contains(row.word));
     }
@@ -106,7 +174,10 @@ fn help_is_the_doc_comments() {
 fn init_args_follow_two_dashes() {
     assert_eq!(split_init_args("quiet -- sh -c x "), ("quiet ", "sh -c x"));
     assert_eq!(split_init_args("quiet --x"), ("quiet --x", ""));
-    assert_eq!(split_init_args("init=\"a -- b\" quiet"), ("init=\"a -- b\" quiet", ""));
+    assert_eq!(
+        split_init_args("init=\"a -- b\" quiet"),
+        ("init=\"a -- b\" quiet", "")
+    );
     assert_eq!(ok("quiet -- nonsense"), ok("quiet"));
 }
 

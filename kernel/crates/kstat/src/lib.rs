@@ -111,7 +111,9 @@ pub trait Counters: Copy + 'static {
 
     /// The count of all CPUs since boot. Reads one line per CPU: not for hot paths.
     fn sum(self) -> u64 {
-        (0..Self::nr_cpus()).fold(0u64, |sum, cpu| sum.wrapping_add(self.word(cpu).load(Relaxed)))
+        (0..Self::nr_cpus()).fold(0u64, |sum, cpu| {
+            sum.wrapping_add(self.word(cpu).load(Relaxed))
+        })
     }
 }
 

@@ -65,7 +65,13 @@ fn no_count_is_lost_when_cpus_are_shared() {
     assert_eq!(Storm::nr_threes.sum(), 3 * THREADS * ROUNDS);
     assert_eq!(Storm::nr_never.sum(), 0);
     for cpu in 0..machine::NR_CPUS {
-        assert_ne!(Storm::nr_ones.word(cpu).load(std::sync::atomic::Ordering::Relaxed), 0, "each CPU counts for itself");
+        assert_ne!(
+            Storm::nr_ones
+                .word(cpu)
+                .load(std::sync::atomic::Ordering::Relaxed),
+            0,
+            "each CPU counts for itself"
+        );
     }
 }
 
@@ -73,7 +79,10 @@ fn no_count_is_lost_when_cpus_are_shared() {
 fn words_of_two_cpus_share_no_cache_line() {
     let at = |c: Storm, cpu| c.word(cpu) as *const _ as usize;
     for cpu in 1..machine::NR_CPUS {
-        assert_ne!(at(Storm::nr_ones, cpu) / 64, at(Storm::nr_never, cpu - 1) / 64);
+        assert_ne!(
+            at(Storm::nr_ones, cpu) / 64,
+            at(Storm::nr_never, cpu - 1) / 64
+        );
     }
 }
 
@@ -87,7 +96,10 @@ fn lists_are_the_doc_comments() {
     List::rather_long.add(41);
     List::rather_long.inc();
     assert_eq!(list(false), "rather_long           42  Other.\n");
-    assert_eq!(list(true), format!("short       {:>12}  First.\n{}", 0, list(false)));
+    assert_eq!(
+        list(true),
+        format!("short       {:>12}  First.\n{}", 0, list(false))
+    );
     assert_eq!(List::short.row().doc, [" First.", " Second line."]);
     assert_eq!(List::ALL, [List::short, List::rather_long]);
 }

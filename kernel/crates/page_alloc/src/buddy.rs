@@ -135,7 +135,12 @@ impl Buddy {
     /// The descriptors of the range, and of every frame of each 4 MiB block it touches, are mapped
     /// for ever and were zero before the first call; the frames are memory nobody uses.
     /// Later calls for the same Buddy pass the same `mem_map` and `node`.
-    pub unsafe fn add_range(&mut self, mem_map: *mut Page, node: usize, range: Range<usize>) -> Result<(), InitError> {
+    pub unsafe fn add_range(
+        &mut self,
+        mem_map: *mut Page,
+        node: usize,
+        range: Range<usize>,
+    ) -> Result<(), InitError> {
         if range.start > range.end || range.end > MAX_PFN {
             return Err(InitError::BadRange);
         }
@@ -202,7 +207,10 @@ impl Buddy {
         let mut page = page;
         let mut order = order;
         debug_assert!(pfn.trailing_zeros() >= order && order <= MAX_ORDER);
-        debug_assert!(!desc(page).state_is(PageState::Free), "frame {pfn:#x} is free already");
+        debug_assert!(
+            !desc(page).state_is(PageState::Free),
+            "frame {pfn:#x} is free already"
+        );
         for i in 1..1usize << order {
             // SAFETY: frame i of the block; descriptors are contiguous.
             desc(unsafe { page.add(i) }).set_tag(tag(PageState::Inner, 0, self.node));
@@ -278,19 +286,35 @@ impl Buddy {
         for order in 0..=MAX_ORDER {
             let mut prev = None;
             let mut cur = self.lists[order as usize];
-            assert_eq!(cur.is_some(), self.nonempty & 1 << order != 0, "INV-BUDDY-3 bitmap, order {order}");
+            assert_eq!(
+                cur.is_some(),
+                self.nonempty & 1 << order != 0,
+                "INV-BUDDY-3 bitmap, order {order}"
+            );
             while let Some(p) = cur {
                 let pfn = self.mem_map.pfn(p);
-                assert_eq!(desc(p).raw_tag(), tag(PageState::Free, order, self.node), "INV-BUDDY-1 pfn {pfn:#x}");
+                assert_eq!(
+                    desc(p).raw_tag(),
+                    tag(PageState::Free, order, self.node),
+                    "INV-BUDDY-1 pfn {pfn:#x}"
+                );
                 assert_eq!(link(p, PREV), prev, "links of pfn {pfn:#x}");
                 for i in 1..1usize << order {
                     // SAFETY: frame i of the block; descriptors are contiguous.
                     let inner = desc(unsafe { p.add(i) });
-                    assert_eq!(inner.raw_tag(), tag(PageState::Inner, 0, self.node), "INV-PAGE-2 pfn {pfn:#x} + {i}");
+                    assert_eq!(
+                        inner.raw_tag(),
+                        tag(PageState::Inner, 0, self.node),
+                        "INV-PAGE-2 pfn {pfn:#x} + {i}"
+                    );
                 }
                 if order < MAX_ORDER {
                     let b = desc(self.mem_map.page(pfn ^ (1 << order))).raw_tag();
-                    assert_ne!(b, tag(PageState::Free, order, self.node), "INV-BUDDY-2 pfn {pfn:#x}");
+                    assert_ne!(
+                        b,
+                        tag(PageState::Free, order, self.node),
+                        "INV-BUDDY-2 pfn {pfn:#x}"
+                    );
                 }
                 frames += 1 << order;
                 prev = cur;

@@ -26,8 +26,12 @@ struct Slot {
 
 /// Number of slots in use. Read by every allocation, written by tests only.
 static NR_ARMED: AtomicU32 = AtomicU32::new(0);
-static SLOTS: [Slot; NR_SLOTS] =
-    [const { Slot { owner: AtomicUsize::new(0), remaining: AtomicU32::new(0) } }; NR_SLOTS];
+static SLOTS: [Slot; NR_SLOTS] = [const {
+    Slot {
+        owner: AtomicUsize::new(0),
+        remaining: AtomicU32::new(0),
+    }
+}; NR_SLOTS];
 
 fn me() -> usize {
     arch::current().0 as usize

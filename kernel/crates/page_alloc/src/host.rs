@@ -25,16 +25,24 @@ pub fn init(node_pages: &[usize]) {
         for cpu in 0..nr_cpus {
             arch::set_cpu_node(cpu, cpu * nr_nodes / nr_cpus);
         }
-        let frames: usize = BLOCK + node_pages.iter().map(|n| n.next_multiple_of(BLOCK)).sum::<usize>();
+        let frames: usize = BLOCK
+            + node_pages
+                .iter()
+                .map(|n| n.next_multiple_of(BLOCK))
+                .sum::<usize>();
         let have = arch::host::init_arena(frames << ksync::PAGE_SHIFT);
-        assert!(have >= frames << ksync::PAGE_SHIFT, "an arena too small was made before");
+        assert!(
+            have >= frames << ksync::PAGE_SHIFT,
+            "an arena too small was made before"
+        );
         let mut start = BLOCK;
         for (node, &pages) in node_pages.iter().enumerate() {
             let mut order: Vec<usize> = (0..nr_nodes).collect();
             order.sort_by_key(|n| n.abs_diff(node));
             set_fallback_order(node, &order);
+            let range = start..start + pages;
             // SAFETY: the arena is mapped for ever, zeroed, and its descriptors cover all frames.
-            unsafe { init_node(node, &[start..start + pages]) }.expect("fresh arena");
+            unsafe { init_node(node, core::slice::from_ref(&range)) }.expect("fresh arena");
             start += pages.next_multiple_of(BLOCK);
         }
         for cpu in 0..nr_cpus {

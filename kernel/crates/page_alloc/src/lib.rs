@@ -10,7 +10,7 @@
 //!
 //! ```text
 //!   alloc_page, PageRef::put            this file, page.rs: the handle, references, checks
-//!        |  ~20 instructions, no lock
+//!        |  two dozen instructions, no lock
 //!   CPU lists (lists.rs)                order 0..=3 of the CPU's own node, stash for others
 //!        |  batches
 //!   zones (zone.rs)                     one lock per node; fallback by distance
@@ -142,7 +142,6 @@ pub fn alloc_page(gfp: Gfp) -> Result<PageRef, OutOfMemory> {
     finish(page, 0, gfp)
 }
 
-
 /// A block of 2^order pages: this CPU's node first, then by distance. Contexts as `alloc_page`.
 #[inline]
 pub fn alloc_pages(order: u32, gfp: Gfp) -> Result<PageRef, OutOfMemory> {
@@ -233,7 +232,12 @@ pub fn nr_free(node: usize) -> NodeStat {
     let blocks = core::array::from_fn(|order| buddy.nr_blocks(order as u32));
     drop(buddy);
     let on_lists = lists::counts(node);
-    NodeStat { total, free: in_buddy + on_lists, on_lists, blocks }
+    NodeStat {
+        total,
+        free: in_buddy + on_lists,
+        on_lists,
+        blocks,
+    }
 }
 
 /// Returns this CPU's lists to the buddies. Any context but hard IRQ. For a CPU that goes idle for

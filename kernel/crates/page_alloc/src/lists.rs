@@ -37,7 +37,7 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::*};
 
-use ksync::{CpuMask, LockClass, Mutex, NR_CPUS, PAGE_SHIFT, PAGE_SIZE, PreemptGuard, arch, rcu};
+use ksync::{CpuMask, LockClass, Mutex, NR_CPUS, PAGE_SIZE, PreemptGuard, arch, rcu};
 
 use crate::page::{KIND_MASK, PageRef, PageState, tag};
 use crate::{Gfp, OutOfMemory, bad_page, zone};
@@ -79,7 +79,9 @@ impl<const N: usize> Ring<N> {
 
     #[inline(always)]
     fn len(&self) -> u32 {
-        self.top.load(Relaxed).wrapping_sub(self.bottom.load(Relaxed))
+        self.top
+            .load(Relaxed)
+            .wrapping_sub(self.bottom.load(Relaxed))
     }
 
     /// The newest block.
@@ -101,7 +103,8 @@ impl<const N: usize> Ring<N> {
         if top == self.limit.load(Relaxed) {
             return false;
         }
-        self.slot(top).store(page.as_ptr().as_ptr() as usize, Relaxed);
+        self.slot(top)
+            .store(page.as_ptr().as_ptr() as usize, Relaxed);
         self.top.store(top.wrapping_add(1), Relaxed);
         true
     }
@@ -113,22 +116,31 @@ impl<const N: usize> Ring<N> {
             return None;
         }
         self.bottom.store(bottom.wrapping_add(1), Relaxed);
-        self.limit.store(self.limit.load(Relaxed).wrapping_add(1), Relaxed);
+        self.limit
+            .store(self.limit.load(Relaxed).wrapping_add(1), Relaxed);
         Some(from_word(self.slot(bottom)))
     }
 
     /// Gives the `n` oldest blocks back to the buddy of `node` under one lock hold.
     fn drain(&self, node: usize, order: u32, n: u32) {
         if self.len() > 0 {
-            zone::free_all(node, order, core::iter::from_fn(|| self.pop_oldest()).take(n as usize));
+            zone::free_all(
+                node,
+                order,
+                core::iter::from_fn(|| self.pop_oldest()).take(n as usize),
+            );
         }
     }
 }
 
 #[inline(always)]
 fn from_word(word: &AtomicUsize) -> PageRef {
-    // SAFETY: INV-LIST-2: slots between bottom and top hold pointers that `push` stored.
-    unsafe { PageRef::from_ptr(core::ptr::NonNull::new_unchecked(word.load(Relaxed) as *mut _)) }
+    // SAFETY: INV-LIST-2: a slot that was ever filled holds a pointer that `push` stored.
+    unsafe {
+        PageRef::from_ptr(core::ptr::NonNull::new_unchecked(
+            word.load(Relaxed) as *mut _
+        ))
+    }
 }
 
 /// What one CPU holds. Fields are atomics only so that [`counts`] may look from outside.
@@ -147,7 +159,8 @@ struct CpuLists {
 const _: () = assert!(size_of::<CpuLists>() <= PAGE_SIZE);
 
 /// Every CPU's lists, whether its slot is set or cleared for a drain. Written once per CPU.
-static LISTS: [AtomicPtr<CpuLists>; NR_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; NR_CPUS];
+static LISTS: [AtomicPtr<CpuLists>; NR_CPUS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; NR_CPUS];
 static DRAIN_CLASS: LockClass = LockClass::new("drain_mutex");
 static DRAIN: Mutex<()> = Mutex::new((), &DRAIN_CLASS);
 
@@ -194,7 +207,7 @@ pub(crate) fn init_cpu(cpu: usize) -> Result<(), OutOfMemory> {
 }
 
 /// A single page for this CPU: its list, its memory node, then the others by distance.
-/// About 20 instructions when the list has one.
+/// Two dozen instructions when the list has one.
 #[inline]
 pub(crate) fn alloc_page() -> Option<PageRef> {
     let guard = PreemptGuard::new();
@@ -377,23 +390,29 @@ impl CpuLists {
     /// Frames held here that belong to `node`. From outside a snapshot.
     fn count(&self, node: usize) -> usize {
         if self.node as usize == node {
-            let blocks: usize = self.blocks.iter().zip(1..).map(|(r, order)| (r.len() as usize) << order).sum();
+            let blocks: usize = self
+                .blocks
+                .iter()
+                .zip(1..)
+                .map(|(r, order)| (r.len() as usize) << order)
+                .sum();
             return self.pages.len() as usize + blocks;
         }
-        let (top, bottom) = (self.stash.top.load(Relaxed), self.stash.bottom.load(Relaxed));
-        let held = top.wrapping_sub(bottom).min(CAP_STASH as u32);
-        (0..held)
-            .map(|i| self.stash.slot(bottom.wrapping_add(i)).load(Relaxed))
-            .filter(|&word| word != 0)
-            // SAFETY: a stash slot holds 0 or a pointer that `push` stored, even if stale.
-            .filter(|&word| unsafe { PageRef::from_ptr(core::ptr::NonNull::new_unchecked(word as *mut _)) }.node() == node)
+        let bottom = self.stash.bottom.load(Relaxed);
+        (0..self.stash.len().min(CAP_STASH as u32))
+            .map(|i| self.stash.slot(bottom.wrapping_add(i)))
+            // Seen from outside a slot may be one that was never filled, or stale.
+            .filter(|slot| slot.load(Relaxed) != 0 && from_word(slot).node() == node)
             .count()
     }
 }
 
 /// Frames of `node` in all CPUs' lists: exact while nobody allocates or frees.
 pub(crate) fn counts(node: usize) -> usize {
-    (0..arch::nr_cpu_ids()).filter_map(registered).map(|l| l.count(node)).sum()
+    (0..arch::nr_cpu_ids())
+        .filter_map(registered)
+        .map(|l| l.count(node))
+        .sum()
 }
 
 /// Gives back what this CPU holds. Any context but hard IRQ.
@@ -417,10 +436,10 @@ pub(crate) fn drain_all() {
     rcu::synchronize();
     for cpu in taken.iter() {
         // INV-LIST-1: the slot was clear for a grace period; nobody else is in there.
-        let Some(lists) = registered(cpu) else { continue };
+        let Some(lists) = registered(cpu) else {
+            continue;
+        };
         lists.drain();
         arch::cpu_head(cpu).slots[SLOT].store(lists as *const CpuLists as usize, Release);
     }
 }
-
-const _: () = assert!(PAGE_SIZE == 1 << PAGE_SHIFT);

@@ -291,7 +291,14 @@ impl PageRef {
     /// afterwards that the page is still the one they meant. Order-0 pages. Any context.
     #[inline]
     pub fn try_get(self) -> bool {
-        self.desc().refcount.fetch_update(Acquire, Relaxed, |n| if n == 0 { None } else { Some(n + 1) }).is_ok()
+        self.desc()
+            .refcount
+            .fetch_update(
+                Acquire,
+                Relaxed,
+                |n| if n == 0 { None } else { Some(n + 1) },
+            )
+            .is_ok()
     }
 
     /// Drops one reference; the last one frees the whole block, whose order the head knows.

@@ -26,8 +26,11 @@ struct Zone {
     buddy: SpinLock<Buddy>,
 }
 
-static ZONES: [Zone; MAX_NUMNODES] =
-    [const { Zone { buddy: SpinLock::new(Buddy::new(), &ZONE_LOCK) } }; MAX_NUMNODES];
+static ZONES: [Zone; MAX_NUMNODES] = [const {
+    Zone {
+        buddy: SpinLock::new(Buddy::new(), &ZONE_LOCK),
+    }
+}; MAX_NUMNODES];
 
 /// Bit n: node n has memory. Set at boot.
 static HAS_MEMORY: AtomicU64 = AtomicU64::new(0);
@@ -78,10 +81,18 @@ pub(crate) fn nearest(node: usize) -> impl Iterator<Item = usize> {
     let list = &FALLBACK[node];
     let set = list[0].load(Relaxed) != END;
     let others = (0..MAX_NUMNODES)
-        .map(move |i| if set { list[i].load(Relaxed) as usize } else { i })
+        .map(move |i| {
+            if set {
+                list[i].load(Relaxed) as usize
+            } else {
+                i
+            }
+        })
         .take_while(|&n| n != END as usize)
         .filter(move |&n| n != node);
-    core::iter::once(node).chain(others).filter(|&n| has_memory(n))
+    core::iter::once(node)
+        .chain(others)
+        .filter(|&n| has_memory(n))
 }
 
 /// A block from `node` only.
@@ -97,7 +108,8 @@ fn hand_out(head: NonNull<Page>, node: usize, order: u32) -> PageRef {
         unsafe { head.add(i).as_ref() }.set_tag(tag(PageState::Tail, order, node));
     }
     let page = PageRef::from_desc(head);
-    page.desc().make_allocated(tag(PageState::Allocated, order, node));
+    page.desc()
+        .make_allocated(tag(PageState::Allocated, order, node));
     page
 }
 
@@ -108,7 +120,11 @@ pub(crate) fn alloc(node: usize, order: u32, gfp: Gfp) -> Option<PageRef> {
         return None;
     }
     if gfp.contains(Gfp::THISNODE) {
-        return if has_memory(node) { alloc_from(node, order) } else { None };
+        return if has_memory(node) {
+            alloc_from(node, order)
+        } else {
+            None
+        };
     }
     nearest(node).find_map(|n| alloc_from(n, order))
 }

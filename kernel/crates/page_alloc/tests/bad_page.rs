@@ -16,8 +16,14 @@ fn double_frees_and_mapped_pages_are_caught() {
     for order in [0, 2, 5] {
         let p = alloc_pages(order, Gfp::empty()).unwrap();
         free_pages(p);
-        assert!(caught(move || free_pages(p)).contains("bad page"), "free_pages, order {order}");
-        assert!(caught(move || p.put()).contains("put of a free page"), "put, order {order}");
+        assert!(
+            caught(move || free_pages(p)).contains("bad page"),
+            "free_pages, order {order}"
+        );
+        assert!(
+            caught(move || p.put()).contains("put of a free page"),
+            "put, order {order}"
+        );
         assert_eq!(p.ref_count(), 0, "the count is as it was");
     }
     let shared = alloc_page(Gfp::empty()).unwrap();

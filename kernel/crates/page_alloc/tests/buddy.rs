@@ -16,11 +16,14 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(ranges: &[Range<usize>]) -> Self {
+    fn new(ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
         let descs: Box<[Page]> = (0..FRAMES).map(|_| Page::new()).collect();
-        let mut m = Machine { buddy: Buddy::new(), descs };
+        let mut m = Machine {
+            buddy: Buddy::new(),
+            descs,
+        };
         for r in ranges {
-            m.add(r.clone()).unwrap();
+            m.add(r).unwrap();
         }
         m
     }
@@ -46,7 +49,8 @@ impl Machine {
 /// What a buddy system must say, from the set of free frames alone: a block of `order` exists iff
 /// an aligned run of free frames does.
 fn model_has(free: &BTreeSet<usize>, order: u32) -> bool {
-    free.iter().any(|&f| f % (1 << order) == 0 && (f..f + (1 << order)).all(|g| free.contains(&g)))
+    free.iter()
+        .any(|&f| f % (1 << order) == 0 && (f..f + (1 << order)).all(|g| free.contains(&g)))
 }
 
 #[derive(Clone, Debug)]
@@ -86,7 +90,7 @@ proptest! {
 
     #[test]
     fn agrees_with_the_set_of_free_frames(ranges in ranges(), ops in ops()) {
-        let mut m = Machine::new(&ranges);
+        let mut m = Machine::new(ranges.clone());
         let mut free: BTreeSet<usize> = ranges.iter().cloned().flatten().collect();
         let mut held: BTreeMap<usize, u32> = BTreeMap::new();
         let before = m.blocks();
@@ -137,7 +141,7 @@ proptest! {
 
 #[test]
 fn exhaustion_gives_every_frame_once_and_takes_all_back() {
-    let mut m = Machine::new(&[1024..3072]);
+    let mut m = Machine::new(Some(1024..3072));
     assert_eq!(m.blocks()[MAX_ORDER as usize], 2);
     let mut seen = BTreeSet::new();
     while let Some(p) = m.buddy.alloc(0) {
@@ -150,13 +154,17 @@ fn exhaustion_gives_every_frame_once_and_takes_all_back() {
         for &f in seen.iter().filter(|f| *f % 2 == odd) {
             m.buddy.free(m.page(f), 0);
         }
-        assert_eq!(m.buddy.alloc(1).is_some(), odd == 0, "no order 1 among odd frames only");
+        assert_eq!(
+            m.buddy.alloc(1).is_some(),
+            odd == 0,
+            "no order 1 among odd frames only"
+        );
     }
 }
 
 #[test]
 fn blocks_never_merge_over_a_hole_or_into_another_node() {
-    let mut a = Machine::new(&[1024..1536]);
+    let mut a = Machine::new(Some(1024..1536));
     let mut b = Buddy::new();
     // SAFETY: the same zeroed descriptors; another node's half of the same 4 MiB.
     unsafe { b.add_range(a.descs.as_mut_ptr(), 4, 1536..2048).unwrap() };
@@ -169,7 +177,7 @@ fn blocks_never_merge_over_a_hole_or_into_another_node() {
 
 #[test]
 fn bad_ranges_change_nothing() {
-    let mut m = Machine::new(&[1024..1100]);
+    let mut m = Machine::new(Some(1024..1100));
     let before = m.blocks();
     assert_eq!(m.add(1099..1200), Err(InitError::Overlap));
     #[allow(clippy::reversed_empty_ranges)]

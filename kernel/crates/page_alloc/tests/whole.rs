@@ -31,10 +31,18 @@ fn cpu_of(node: usize) -> usize {
 /// After a drain nothing is in the lists and the buddies are what their invariants say.
 fn drain_and_check(expect_free: [usize; NODES]) {
     page_alloc::drain_all();
-    for n in 0..NODES {
-        let NodeStat { free, on_lists, blocks, .. } = nr_free(n);
-        assert_eq!((free, on_lists), (expect_free[n], 0), "node {n}");
-        assert_eq!(blocks.iter().zip(0..).map(|(b, o)| b << o).sum::<usize>(), free);
+    for (n, expect) in expect_free.into_iter().enumerate() {
+        let NodeStat {
+            free,
+            on_lists,
+            blocks,
+            ..
+        } = nr_free(n);
+        assert_eq!((free, on_lists), (expect, 0), "node {n}");
+        assert_eq!(
+            blocks.iter().zip(0..).map(|(b, o)| b << o).sum::<usize>(),
+            free
+        );
         page_alloc::check_invariants(n);
     }
 }
@@ -49,7 +57,10 @@ fn local_first_then_by_distance() {
         assert_eq!(p.node(), expect, "a CPU of node {node}");
         let q = alloc_pages_node(node, 0, Gfp::empty()).unwrap();
         assert_eq!(q.node(), expect, "asked for node {node}");
-        assert_eq!(all_free().iter().sum::<usize>(), free.iter().sum::<usize>() - 2);
+        assert_eq!(
+            all_free().iter().sum::<usize>(),
+            free.iter().sum::<usize>() - 2
+        );
         p.put();
         q.put();
         assert_eq!(all_free(), free, "exact, lists included");
@@ -57,7 +68,10 @@ fn local_first_then_by_distance() {
     assert_eq!(alloc_pages_node(2, 0, Gfp::THISNODE), Err(OutOfMemory));
     let on_2 = || alloc_page(Gfp::THISNODE);
     assert_eq!(arch::host::run_on(cpu_of(2), on_2), Err(OutOfMemory));
-    assert_eq!(alloc_pages(page_alloc::MAX_ORDER + 1, Gfp::empty()), Err(OutOfMemory));
+    assert_eq!(
+        alloc_pages(page_alloc::MAX_ORDER + 1, Gfp::empty()),
+        Err(OutOfMemory)
+    );
     assert_eq!(alloc_pages_node(99, 0, Gfp::empty()), Err(OutOfMemory));
     drain_and_check(free);
 }
@@ -71,7 +85,10 @@ fn exhaustion_and_return_to_the_same_count() {
         let mut held: Vec<PageRef> = vec![];
         let mut frames = HashSet::new();
         while let Ok(p) = alloc_pages(order, Gfp::empty()) {
-            assert_eq!((p.pfn() % (1 << order), p.order(), p.ref_count()), (0, order, 1));
+            assert_eq!(
+                (p.pfn() % (1 << order), p.order(), p.ref_count()),
+                (0, order, 1)
+            );
             for i in 0..1 << order {
                 assert!(frames.insert(p.pfn() + i), "frame given twice");
                 assert_eq!(PageRef::from_pfn(p.pfn() + i).head(), p);
@@ -97,7 +114,9 @@ fn pages_in_lists_do_not_hide_a_large_block() {
     let _turn = machine();
     page_alloc::drain_all();
     let free = all_free();
-    let take_all = |order| -> Vec<PageRef> { std::iter::from_fn(|| alloc_pages(order, Gfp::empty()).ok()).collect() };
+    let take_all = |order| -> Vec<PageRef> {
+        std::iter::from_fn(|| alloc_pages(order, Gfp::empty()).ok()).collect()
+    };
     let large = take_all(9);
     let rest = take_all(0);
     page_alloc::put_pages(&large);
@@ -105,7 +124,11 @@ fn pages_in_lists_do_not_hide_a_large_block() {
     alloc_page(Gfp::empty()).unwrap().put();
     assert_ne!((0..NODES).map(|n| nr_free(n).on_lists).sum::<usize>(), 0);
     let again = take_all(9);
-    assert_eq!(again.len(), large.len(), "a failing allocation drains its CPU's lists first");
+    assert_eq!(
+        again.len(),
+        large.len(),
+        "a failing allocation drains its CPU's lists first"
+    );
     page_alloc::put_pages(&again);
     page_alloc::put_pages(&rest);
     drain_and_check(free);
@@ -119,8 +142,13 @@ fn a_page_in_the_stash_does_not_hide_from_its_node() {
     arch::host::run_on(cpu_of(0), || {
         alloc_pages_node(3, 0, Gfp::THISNODE).unwrap().put();
         assert_eq!(nr_free(3).on_lists, 1);
-        let held: Vec<_> = std::iter::from_fn(|| alloc_pages_node(3, 0, Gfp::THISNODE).ok()).collect();
-        assert_eq!(nr_free(3).free, 0, "its own stash was sent home before it failed");
+        let held: Vec<_> =
+            std::iter::from_fn(|| alloc_pages_node(3, 0, Gfp::THISNODE).ok()).collect();
+        assert_eq!(
+            nr_free(3).free,
+            0,
+            "its own stash was sent home before it failed"
+        );
         held.into_iter().for_each(free_pages);
     });
     drain_and_check(free);
@@ -161,7 +189,13 @@ fn thisnode_fails_while_others_have_memory() {
     }
     // CPU lists of node 1's other CPUs may still hold some of its pages; no more than their mark.
     assert!(nr_free(1).free <= 3 * 128);
-    assert_ne!(alloc_pages_node(1, 2, Gfp::empty()).map(|p| (p.node(), free_pages(p))).unwrap().0, 1);
+    assert_ne!(
+        alloc_pages_node(1, 2, Gfp::empty())
+            .map(|p| (p.node(), free_pages(p)))
+            .unwrap()
+            .0,
+        1
+    );
     held.into_iter().for_each(free_pages);
     drain_and_check(free);
 }
@@ -187,13 +221,19 @@ fn references_kinds_and_words() {
     let free = all_free();
     let p = alloc_pages(1, Gfp::empty()).unwrap();
     let tail = PageRef::from_pfn(p.pfn() + 1);
-    assert_eq!((tail.state(), tail.head(), tail.order()), (PageState::Tail, p, 1));
+    assert_eq!(
+        (tail.state(), tail.head(), tail.order()),
+        (PageState::Tail, p, 1)
+    );
     p.set_kind(PageKind::Slab);
     p.flags().store(7, std::sync::atomic::Ordering::Relaxed);
     p.set_mapping(&raw const *"x" as *const u8);
     p.set_index(42);
     p.set_private(1, 43);
-    assert_eq!((p.kind(), p.index(), p.private(1), p.order()), (PageKind::Slab, 42, 43, 1));
+    assert_eq!(
+        (p.kind(), p.index(), p.private(1), p.order()),
+        (PageKind::Slab, 42, 43, 1)
+    );
     assert_eq!(PageRef::from_virt(p.virt().wrapping_add(5000)), tail);
     tail.get();
     assert!(p.try_get());
@@ -220,7 +260,9 @@ fn fault_injection_fails_the_nth_of_this_thread_only() {
     assert!(fault_inject::set_fail_nth(3));
     let a = alloc_page(Gfp::empty()).unwrap();
     let b = alloc_page(Gfp::NOFAULT_INJECT).unwrap();
-    std::thread::spawn(|| (0..10).for_each(|_| alloc_page(Gfp::empty()).unwrap().put())).join().unwrap();
+    std::thread::spawn(|| (0..10).for_each(|_| alloc_page(Gfp::empty()).unwrap().put()))
+        .join()
+        .unwrap();
     let c = alloc_pages(2, Gfp::empty()).unwrap();
     assert_eq!(fault_inject::fail_nth(), 1);
     assert_eq!(alloc_pages_node(0, 0, Gfp::empty()), Err(OutOfMemory));
@@ -253,7 +295,11 @@ fn every_slot_taken_is_an_answer_not_a_lie() {
         })
         .collect();
     barrier.wait();
-    let armed = threads.into_iter().map(|t| t.join().unwrap()).filter(|&a| a).count();
+    let armed = threads
+        .into_iter()
+        .map(|t| t.join().unwrap())
+        .filter(|&a| a)
+        .count();
     assert_eq!(armed, fault_inject::NR_SLOTS);
 }
 
@@ -275,11 +321,17 @@ fn storm_loses_and_doubles_nothing() {
                 let mut held: Vec<PageRef> = vec![];
                 let mut seed = t as u64 + 1;
                 for _ in 0..6000 {
-                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    seed = seed
+                        .wrapping_mul(6364136223846793005)
+                        .wrapping_add(1442695040888963407);
                     let r = (seed >> 33) as usize;
                     match r % 8 {
                         0..=3 => {
-                            let order = if r & 0x300 == 0 { (r >> 10) as u32 % 4 } else { 0 };
+                            let order = if r & 0x300 == 0 {
+                                (r >> 10) as u32 % 4
+                            } else {
+                                0
+                            };
                             if let Ok(p) = alloc_pages(order, Gfp::empty()) {
                                 stamp(p, t);
                                 held.push(p);

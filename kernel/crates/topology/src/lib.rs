@@ -111,7 +111,11 @@ impl Deref for NodeList {
 impl Topology {
     /// One node, no CPU: what to put into a static.
     pub const EMPTY: Topology = Topology {
-        cpus: [CpuDesc { apic_id: 0, node: 0, enabled: false }; NR_CPUS],
+        cpus: [CpuDesc {
+            apic_id: 0,
+            node: 0,
+            enabled: false,
+        }; NR_CPUS],
         nr_cpus: 0,
         domains: [0; MAX_NUMNODES],
         nr_nodes: 1,
@@ -121,7 +125,11 @@ impl Topology {
     };
 
     /// All memory, on the only node.
-    const ALL_MEMORY: MemRange = MemRange { start: 0, end: u64::MAX, node: 0 };
+    const ALL_MEMORY: MemRange = MemRange {
+        start: 0,
+        end: u64::MAX,
+        node: 0,
+    };
 
     const DEFAULT_DISTANCE: [[u8; MAX_NUMNODES]; MAX_NUMNODES] = {
         let mut d = [[REMOTE_DISTANCE; MAX_NUMNODES]; MAX_NUMNODES];
@@ -136,7 +144,12 @@ impl Topology {
     /// Reads the tables, each from its signature on; bytes after a table's own length are ignored.
     /// Never fails: what cannot be used is left out and warned about. Call [`Topology::set_boot_cpu`]
     /// next.
-    pub fn parse_into(&mut self, madt: &[u8], srat: Option<&[u8]>, slit: Option<&[u8]>) -> Warnings {
+    pub fn parse_into(
+        &mut self,
+        madt: &[u8],
+        srat: Option<&[u8]>,
+        slit: Option<&[u8]>,
+    ) -> Warnings {
         let mut warnings = Warnings::NONE;
         *self = Topology::EMPTY;
         self.parse_madt(madt, &mut warnings);
@@ -158,7 +171,11 @@ impl Topology {
                 self.nr_cpus += 1;
             }
             let at = self.nr_cpus - 1;
-            self.cpus[at] = CpuDesc { apic_id, node: 0, enabled: true };
+            self.cpus[at] = CpuDesc {
+                apic_id,
+                node: 0,
+                enabled: true,
+            };
             at
         });
         self.cpus[at].enabled = true;
@@ -203,13 +220,19 @@ impl Topology {
 
     /// The ranges of one node.
     pub fn node_ranges(&self, node: NodeId) -> impl Iterator<Item = MemRange> {
-        self.ranges().iter().copied().filter(move |r| r.node == node)
+        self.ranges()
+            .iter()
+            .copied()
+            .filter(move |r| r.node == node)
     }
 
     /// The node that owns a physical address, if firmware gave it to one.
     pub fn node_of_phys(&self, pa: u64) -> Option<NodeId> {
         let at = self.ranges().partition_point(|r| r.end <= pa);
-        self.ranges().get(at).filter(|r| r.start <= pa).map(|r| r.node)
+        self.ranges()
+            .get(at)
+            .filter(|r| r.start <= pa)
+            .map(|r| r.node)
     }
 
     /// Whether an enabled CPU belongs to `node`.
@@ -226,7 +249,10 @@ impl Topology {
     /// a circle from `node`, so that not everybody's second choice is node 0.
     pub fn nearest(&self, node: NodeId) -> NodeList {
         let n = self.nr_nodes;
-        let mut list = NodeList { ids: core::array::from_fn(|i| (node + i) % n), len: n };
+        let mut list = NodeList {
+            ids: core::array::from_fn(|i| (node + i) % n),
+            len: n,
+        };
         // Insertion sort: stable, and n is at most 64.
         for i in 1..n {
             let mut j = i;
@@ -242,14 +268,26 @@ impl Topology {
     pub fn check_invariants(&self) {
         assert!((1..=MAX_NUMNODES).contains(&self.nr_nodes), "INV-TOPO-1");
         assert!(self.domains().is_sorted_by(|a, b| a < b), "INV-TOPO-1");
-        assert!(self.cpus().iter().all(|c| c.node < self.nr_nodes), "INV-TOPO-1");
-        assert!(self.ranges().iter().all(|r| r.node < self.nr_nodes), "INV-TOPO-1");
-        assert!(self.cpus().is_sorted_by(|a, b| a.enabled >= b.enabled), "INV-TOPO-2");
+        assert!(
+            self.cpus().iter().all(|c| c.node < self.nr_nodes),
+            "INV-TOPO-1"
+        );
+        assert!(
+            self.ranges().iter().all(|r| r.node < self.nr_nodes),
+            "INV-TOPO-1"
+        );
+        assert!(
+            self.cpus().is_sorted_by(|a, b| a.enabled >= b.enabled),
+            "INV-TOPO-2"
+        );
         for (i, c) in self.cpus().iter().enumerate() {
             assert_eq!(self.cpu_by_apic_id(c.apic_id), Some(i), "INV-TOPO-2");
         }
         assert!(self.ranges().iter().all(|r| r.start < r.end), "INV-TOPO-3");
-        assert!(self.ranges().is_sorted_by(|a, b| a.end <= b.start), "INV-TOPO-3");
+        assert!(
+            self.ranges().is_sorted_by(|a, b| a.end <= b.start),
+            "INV-TOPO-3"
+        );
         for (a, b) in (0..self.nr_nodes).flat_map(|a| (0..self.nr_nodes).map(move |b| (a, b))) {
             assert_eq!(self.distance(a, b) == LOCAL_DISTANCE, a == b, "INV-TOPO-4");
             assert!(self.distance(a, b) >= LOCAL_DISTANCE, "INV-TOPO-4");

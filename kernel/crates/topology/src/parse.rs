@@ -42,8 +42,15 @@ fn srat_len_min(kind: u8) -> usize {
 
 /// What one SRAT entry says.
 enum Affinity {
-    Cpu { apic_id: u32, domain: u32 },
-    Memory { start: u64, length: u64, domain: u32 },
+    Cpu {
+        apic_id: u32,
+        domain: u32,
+    },
+    Memory {
+        start: u64,
+        length: u64,
+        domain: u32,
+    },
     /// Disabled, or a kind that is of no use here.
     Nothing,
 }
@@ -75,7 +82,9 @@ impl Topology {
             MADT_X2APIC => (read::<4>(e, 4), read::<4>(e, 8), 0xffff_ffff),
             _ => return,
         };
-        let (Some(id), Some(flags)) = (id, flags) else { return };
+        let (Some(id), Some(flags)) = (id, flags) else {
+            return;
+        };
         let usable = flags & (MADT_ENABLED | MADT_ONLINE_CAPABLE) != 0;
         if !usable || (flags & MADT_ENABLED != 0) != enabled {
             return;
@@ -88,14 +97,20 @@ impl Topology {
         } else if self.nr_cpus == NR_CPUS {
             warnings.add(Table::Madt, What::TooManyCpus, id);
         } else {
-            self.cpus[self.nr_cpus] = CpuDesc { apic_id, node: 0, enabled };
+            self.cpus[self.nr_cpus] = CpuDesc {
+                apic_id,
+                node: 0,
+                enabled,
+            };
             self.nr_cpus += 1;
         }
     }
 
     /// Fills nodes, ranges and the CPUs' nodes, or leaves one node with everything.
     pub(crate) fn parse_srat(&mut self, bytes: &[u8], warnings: &mut Warnings) {
-        let Some(srat) = check(bytes, Table::Srat, b"SRAT", SRAT_FIXED, warnings) else { return };
+        let Some(srat) = check(bytes, Table::Srat, b"SRAT", SRAT_FIXED, warnings) else {
+            return;
+        };
         if let Err((what, value)) = self.read_srat(srat, warnings) {
             warnings.add(Table::Srat, what, value);
             self.make_one_node();
@@ -107,17 +122,27 @@ impl Topology {
         self.domains[0] = 0;
         self.nr_ranges = 1;
         self.ranges[0] = Topology::ALL_MEMORY;
-        self.cpus[..self.nr_cpus].iter_mut().for_each(|c| c.node = 0);
+        self.cpus[..self.nr_cpus]
+            .iter_mut()
+            .for_each(|c| c.node = 0);
     }
 
     /// On error nodes, ranges and CPUs are in disorder.
     fn read_srat(&mut self, srat: Checked<'_>, warnings: &mut Warnings) -> Result<(), (What, u64)> {
         self.nr_ranges = 0;
-        self.cpus[..self.nr_cpus].iter_mut().for_each(|c| c.node = NO_DOMAIN);
+        self.cpus[..self.nr_cpus]
+            .iter_mut()
+            .for_each(|c| c.node = NO_DOMAIN);
         for entry in srat.entries(SRAT_FIXED, srat_len_min) {
             match entry.map(|e| affinity(e, srat.revision())) {
-                Ok(Affinity::Cpu { apic_id, domain }) => self.add_cpu_domain(apic_id, domain, warnings),
-                Ok(Affinity::Memory { start, length, domain }) => self.add_range(start, length, domain, warnings),
+                Ok(Affinity::Cpu { apic_id, domain }) => {
+                    self.add_cpu_domain(apic_id, domain, warnings)
+                }
+                Ok(Affinity::Memory {
+                    start,
+                    length,
+                    domain,
+                }) => self.add_range(start, length, domain, warnings),
                 Ok(Affinity::Nothing) => {}
                 Err((what, at)) => warnings.add(Table::Srat, what, at),
             }
@@ -128,7 +153,9 @@ impl Topology {
 
     fn add_cpu_domain(&mut self, apic_id: u32, domain: u32, warnings: &mut Warnings) {
         // Firmware lists CPUs that are not there (empty sockets): no word about those.
-        let Some(cpu) = self.cpu_by_apic_id(apic_id) else { return };
+        let Some(cpu) = self.cpu_by_apic_id(apic_id) else {
+            return;
+        };
         match self.cpus[cpu].node {
             NO_DOMAIN => self.cpus[cpu].node = domain as usize,
             first if first == domain as usize => {}
@@ -150,7 +177,11 @@ impl Topology {
         let at = self.ranges().partition_point(|r| r.start <= start);
         self.nr_ranges += 1;
         self.ranges[at..self.nr_ranges].rotate_right(1);
-        self.ranges[at] = MemRange { start, end, node: domain as usize };
+        self.ranges[at] = MemRange {
+            start,
+            end,
+            node: domain as usize,
+        };
     }
 
     /// Joins ranges of one domain that touch or overlap. Domains that overlap are an error.
@@ -204,7 +235,9 @@ impl Topology {
 
     fn add_domain(&mut self, domain: usize) -> Result<(), (What, u64)> {
         let domain = domain as u32;
-        let Err(at) = self.domains().binary_search(&domain) else { return Ok(()) };
+        let Err(at) = self.domains().binary_search(&domain) else {
+            return Ok(());
+        };
         if self.nr_nodes == MAX_NUMNODES {
             return Err((What::TooManyNodes, domain.into()));
         }
@@ -216,7 +249,9 @@ impl Topology {
 
     /// Fills `distance`, or leaves the default.
     pub(crate) fn parse_slit(&mut self, bytes: &[u8], warnings: &mut Warnings) {
-        let Some(slit) = check(bytes, Table::Slit, b"SLIT", SLIT_FIXED, warnings) else { return };
+        let Some(slit) = check(bytes, Table::Slit, b"SLIT", SLIT_FIXED, warnings) else {
+            return;
+        };
         let matrix = &slit.bytes[SLIT_FIXED..];
         let claimed = read::<8>(slit.bytes, 36).unwrap_or(0);
         let n = usize::try_from(claimed).unwrap_or(0);
@@ -224,7 +259,8 @@ impl Topology {
             return warnings.add(Table::Slit, What::Localities, claimed);
         }
         let cells = || matrix[..n * n].iter().enumerate();
-        if let Some((_, &bad)) = cells().find(|&(i, &d)| (i / n == i % n) != (d == LOCAL_DISTANCE) || d < LOCAL_DISTANCE)
+        if let Some((_, &bad)) =
+            cells().find(|&(i, &d)| (i / n == i % n) != (d == LOCAL_DISTANCE) || d < LOCAL_DISTANCE)
         {
             return warnings.add(Table::Slit, What::Distance, bad.into());
         }
@@ -254,18 +290,41 @@ fn affinity(e: &[u8], revision: u8) -> Affinity {
 }
 
 fn read_affinity(e: &[u8], wide: bool) -> Option<Affinity> {
-    let narrow = |domain: u64| if wide { domain as u32 } else { domain as u8 as u32 };
+    let narrow = |domain: u64| {
+        if wide {
+            domain as u32
+        } else {
+            domain as u8 as u32
+        }
+    };
     let (flags, affinity) = match e[0] {
         SRAT_LAPIC => {
             let domain = read::<1>(e, 2)? | read::<3>(e, 9)? << 8;
-            (read::<4>(e, 4)?, Affinity::Cpu { apic_id: read::<1>(e, 3)? as u32, domain: narrow(domain) })
+            (
+                read::<4>(e, 4)?,
+                Affinity::Cpu {
+                    apic_id: read::<1>(e, 3)? as u32,
+                    domain: narrow(domain),
+                },
+            )
         }
-        SRAT_X2APIC => {
-            (read::<4>(e, 12)?, Affinity::Cpu { apic_id: read::<4>(e, 8)? as u32, domain: read::<4>(e, 4)? as u32 })
-        }
+        SRAT_X2APIC => (
+            read::<4>(e, 12)?,
+            Affinity::Cpu {
+                apic_id: read::<4>(e, 8)? as u32,
+                domain: read::<4>(e, 4)? as u32,
+            },
+        ),
         SRAT_MEMORY => {
             let (start, length) = (read::<8>(e, 8)?, read::<8>(e, 16)?);
-            (read::<4>(e, 28)?, Affinity::Memory { start, length, domain: narrow(read::<4>(e, 2)?) })
+            (
+                read::<4>(e, 28)?,
+                Affinity::Memory {
+                    start,
+                    length,
+                    domain: narrow(read::<4>(e, 2)?),
+                },
+            )
         }
         _ => return None,
     };

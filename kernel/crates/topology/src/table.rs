@@ -56,7 +56,11 @@ impl<'a> Checked<'a> {
     /// its offset. An entry shorter than `len_min` of its type is skipped; one whose length makes
     /// no sense is the last.
     pub(crate) fn entries(&self, at: usize, len_min: fn(u8) -> usize) -> Entries<'a> {
-        Entries { bytes: self.bytes, at, len_min }
+        Entries {
+            bytes: self.bytes,
+            at,
+            len_min,
+        }
     }
 }
 
@@ -80,6 +84,10 @@ impl<'a> Iterator for Entries<'a> {
         };
         self.at += length;
         let long_enough = length >= (self.len_min)(entry[0]);
-        Some(if long_enough { Ok(entry) } else { Err((What::EntryShort, at as u64)) })
+        Some(if long_enough {
+            Ok(entry)
+        } else {
+            Err((What::EntryShort, at as u64))
+        })
     }
 }

@@ -88,12 +88,20 @@ impl fmt::Display for Warning {
             What::EntryShort => write!(f, "short entry at offset {v} skipped"),
             What::DuplicateCpu => write!(f, "APIC id {v} listed twice"),
             What::BroadcastId => write!(f, "APIC id {v:#x} is the broadcast address, skipped"),
-            What::TooManyCpus => write!(f, "more than {} CPUs, APIC id {v} dropped", ksync::NR_CPUS),
+            What::TooManyCpus => {
+                write!(f, "more than {} CPUs, APIC id {v} dropped", ksync::NR_CPUS)
+            }
             What::NoCpus => write!(f, "no usable CPU"),
             What::RangeWraps => write!(f, "memory range at {v:#x} wraps around, skipped"),
-            What::TooManyRanges => write!(f, "more than {} memory ranges, rest dropped", crate::NR_RANGES_MAX),
+            What::TooManyRanges => write!(
+                f,
+                "more than {} memory ranges, rest dropped",
+                crate::NR_RANGES_MAX
+            ),
             What::RangesOverlap => write!(f, "two nodes claim address {v:#x}, table ignored"),
-            What::TooManyNodes => write!(f, "more than {} nodes, table ignored", ksync::MAX_NUMNODES),
+            What::TooManyNodes => {
+                write!(f, "more than {} nodes, table ignored", ksync::MAX_NUMNODES)
+            }
             What::NoMemory => write!(f, "no memory in any domain, table ignored"),
             What::CpuWithoutDomain => write!(f, "APIC id {v} has no domain, using node 0"),
             What::CpuInTwoDomains => write!(f, "APIC id {v} is in two domains"),
@@ -102,7 +110,11 @@ impl fmt::Display for Warning {
             What::Asymmetric => write!(f, "distances from and to domain {v} differ"),
             What::NoRow => write!(f, "no distances for domain {v}"),
         }?;
-        if self.count > 1 { write!(f, " (and {} more)", self.count - 1) } else { Ok(()) }
+        if self.count > 1 {
+            write!(f, " (and {} more)", self.count - 1)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -117,7 +129,9 @@ pub struct Warnings {
 
 impl Warnings {
     /// Nothing wrong.
-    pub const NONE: Warnings = Warnings { kept: [None; NR_KEPT] };
+    pub const NONE: Warnings = Warnings {
+        kept: [None; NR_KEPT],
+    };
 
     /// The warnings.
     pub fn iter(&self) -> impl Iterator<Item = Warning> {
@@ -137,7 +151,13 @@ impl Warnings {
     pub(crate) fn add(&mut self, table: Table, what: What, value: u64) {
         let fits = |w: &Warning| w.table == table && w.what == what;
         if let Some(slot) = self.kept.iter_mut().find(|k| k.as_ref().is_none_or(fits)) {
-            slot.get_or_insert(Warning { table, what, value, count: 0 }).count += 1;
+            slot.get_or_insert(Warning {
+                table,
+                what,
+                value,
+                count: 0,
+            })
+            .count += 1;
         }
     }
 }
