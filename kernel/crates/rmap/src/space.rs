@@ -267,6 +267,8 @@ impl AddressSpace {
             page.set_kind(PageKind::File);
             page.set_mapping(self);
             page.set_index(pgoff as usize);
+            #[cfg(test)]
+            crate::tests::lose_the_race_often();
             match self.add_page(pgoff, page, inside, fill_end, &mut spare) {
                 Added::Yes => return Ok(page),
                 Added::Found(winner) => {

@@ -503,3 +503,44 @@ fn fill_against_truncate() {
         "{before} pages free before, {warm} after"
     );
 }
+
+/// Called between making a page and adding it.
+pub(crate) fn lose_the_race_often() {
+    std::thread::yield_now();
+}
+
+/// Threads ask for the same missing page at the same time: all get the same one, and the losers'
+/// pages go back.
+#[test]
+fn one_page_per_offset() {
+    const PAGES: u64 = 1000;
+    let _alone = alone();
+    let before = free_pages_now();
+    let data = archive(PAGE_SIZE);
+    let file = AddressSpace::new(Filler::Static(data), PAGES * PAGE_SIZE as u64, b"").unwrap();
+    let start = std::sync::Barrier::new(3);
+    std::thread::scope(|s| {
+        for cpu in 0..3 {
+            let (file, start) = (&file, &start);
+            s.spawn(move || {
+                ksync::arch::host::set_cpu(cpu);
+                for pgoff in 0..PAGES {
+                    start.wait();
+                    let page = file.find_or_create_page(pgoff).unwrap();
+                    let again = file.find_page(pgoff).unwrap();
+                    assert!(page == again && page.index() as u64 == pgoff);
+                    again.put();
+                    page.put();
+                }
+            });
+        }
+    });
+    assert_eq!(file.nr_pages() as u64, PAGES);
+    file.check_invariants();
+    drop(file);
+    let after = free_pages_now();
+    assert!(
+        before - after < 16,
+        "{before} pages free before, {after} after"
+    );
+}
