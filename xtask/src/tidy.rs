@@ -23,8 +23,8 @@ const FLOORS: &[(u32, &[&str])] = &[
     (4, &["slab"]),
     (5, &["xarray", "interval_tree"]),
     (6, &["pid", "rmap"]),
-    (7, &["mm", "vfs"]),
-    (8, &["task", "sched", "kbench"]),
+    (7, &["mm", "vfs", "sched"]),
+    (8, &["task", "kbench"]),
     (9, &["kernel", "boot"]),
     // On the host, and above everything; nothing may depend on these.
     (10, &["xtask", "tests"]),
