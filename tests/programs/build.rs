@@ -14,7 +14,13 @@ fn main() {
         return;
     }
     let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
-    for arg in ["--strip-all", "--build-id=none", "--gc-sections", "--hash-style=sysv", "--no-eh-frame-hdr"] {
+    for arg in [
+        "--strip-all",
+        "--build-id=none",
+        "--gc-sections",
+        "--hash-style=sysv",
+        "--no-eh-frame-hdr",
+    ] {
         println!("cargo::rustc-link-arg-bins={arg}");
     }
     for bin in FIXED.iter().chain(&["tiny"]) {

@@ -34,6 +34,10 @@ impl Errno {
 
     /// The error in a raw result, if it is one.
     pub const fn of(result: isize) -> Option<Errno> {
-        if result < 0 && result >= -4095 { Some(Errno(-result as u16)) } else { None }
+        if result < 0 && result >= -4095 {
+            Some(Errno(-result as u16))
+        } else {
+            None
+        }
     }
 }

@@ -12,7 +12,10 @@ impl Line {
     /// An empty line.
     #[inline(never)]
     pub fn new() -> Line {
-        Line { bytes: [0; 240], len: 0 }
+        Line {
+            bytes: [0; 240],
+            len: 0,
+        }
     }
 
     fn byte(&mut self, byte: u8) {
@@ -63,7 +66,11 @@ impl Line {
         let nibbles = (64 - number.leading_zeros()).div_ceil(4).max(1);
         for i in (0..nibbles).rev() {
             let nibble = (number >> (4 * i)) as u8 & 15;
-            self.byte(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 });
+            self.byte(if nibble < 10 {
+                b'0' + nibble
+            } else {
+                b'a' + nibble - 10
+            });
         }
         self
     }
@@ -75,7 +82,12 @@ impl Line {
         self.byte(b'\n');
         let mut done = 0;
         while done < self.len {
-            let wrote = sys!(WRITE, 1, self.bytes.as_ptr().wrapping_add(done), self.len - done);
+            let wrote = sys!(
+                WRITE,
+                1,
+                self.bytes.as_ptr().wrapping_add(done),
+                self.len - done
+            );
             if wrote <= 0 {
                 return;
             }

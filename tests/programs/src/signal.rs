@@ -21,13 +21,21 @@ pub fn handle(signal: i32, handler: Handler, flags: usize, mask: u64) -> isize {
 
 /// `rt_sigaction` with a handler's address, or SIG_DFL or SIG_IGN.
 pub fn action(signal: i32, handler: usize, flags: usize, mask: u64) -> isize {
-    let new = Sigaction { handler, flags: flags | SA_RESTORER, restorer: restorer as *const () as usize, mask };
+    let new = Sigaction {
+        handler,
+        flags: flags | SA_RESTORER,
+        restorer: restorer as *const () as usize,
+        mask,
+    };
     sys!(RT_SIGACTION, signal, at(&new), 0, 8)
 }
 
 /// The current action of `signal`.
 pub fn get_action(signal: i32) -> Sigaction {
-    let mut old = Sigaction { handler: usize::MAX, ..Default::default() };
+    let mut old = Sigaction {
+        handler: usize::MAX,
+        ..Default::default()
+    };
     sys!(RT_SIGACTION, signal, 0, at_mut(&mut old), 8);
     old
 }

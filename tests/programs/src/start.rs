@@ -59,7 +59,11 @@ impl Args {
 
     /// Argument `index`, the program's name being 0.
     pub fn get(&self, index: usize) -> Option<&'static CStr> {
-        if index < self.nr() { string(self.word(1 + index)) } else { None }
+        if index < self.nr() {
+            string(self.word(1 + index))
+        } else {
+            None
+        }
     }
 
     /// The argument vector from `index` on, for `execve`.
@@ -74,7 +78,11 @@ impl Args {
 
     /// Environment string `index`.
     pub fn env(&self, index: usize) -> Option<&'static CStr> {
-        if index < self.nr_env() { string(self.word(2 + self.nr() + index)) } else { None }
+        if index < self.nr_env() {
+            string(self.word(2 + self.nr() + index))
+        } else {
+            None
+        }
     }
 
     /// Number of environment strings.

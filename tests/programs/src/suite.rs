@@ -15,12 +15,22 @@ pub struct Suite {
 impl Suite {
     /// An empty suite. Groups whose name does not contain `filter` don't run.
     pub const fn new(name: &'static str, filter: &'static [u8]) -> Suite {
-        Suite { name, filter, passed: 0, failed: 0, skipped: 0 }
+        Suite {
+            name,
+            filter,
+            passed: 0,
+            failed: 0,
+            skipped: 0,
+        }
     }
 
     /// Runs `group` if the filter lets it.
     pub fn group(&mut self, name: &str, group: impl FnOnce(&mut Suite)) {
-        let hit = self.filter.is_empty() || name.as_bytes().windows(self.filter.len()).any(|w| w == self.filter);
+        let hit = self.filter.is_empty()
+            || name
+                .as_bytes()
+                .windows(self.filter.len())
+                .any(|w| w == self.filter);
         if hit {
             group(self);
         }
@@ -35,7 +45,12 @@ impl Suite {
     pub fn is(&mut self, name: &str, got: isize, want: isize) {
         if got == want {
             self.passed += 1;
-            Line::new().text("ok ").dec(self.number()).text(" ").text(name).end();
+            Line::new()
+                .text("ok ")
+                .dec(self.number())
+                .text(" ")
+                .text(name)
+                .end();
         } else {
             self.failed += 1;
             let line = Line::new().text("FAIL ").text(name).text(": got ");
@@ -57,7 +72,13 @@ impl Suite {
     pub fn extra(&mut self, name: &str, got: isize, want: isize) {
         if got == Errno::ENOSYS.raw() && want != got {
             self.skipped += 1;
-            Line::new().text("skip ").dec(self.number()).text(" ").text(name).text(": no such call").end();
+            Line::new()
+                .text("skip ")
+                .dec(self.number())
+                .text(" ")
+                .text(name)
+                .text(": no such call")
+                .end();
         } else {
             self.is(name, got, want);
         }
@@ -65,9 +86,19 @@ impl Suite {
 
     /// Prints the closing line; the program's exit code: 0 if every check passed and at least one ran.
     pub fn close(&self) -> i32 {
-        let line = Line::new().text(self.name).text(": ").dec(i64::from(self.passed)).text(" passed, ");
+        let line = Line::new()
+            .text(self.name)
+            .text(": ")
+            .dec(i64::from(self.passed))
+            .text(" passed, ");
         let line = line.dec(i64::from(self.failed)).text(" failed");
-        let line = if self.skipped > 0 { line.text(", ").dec(i64::from(self.skipped)).text(" skipped") } else { line };
+        let line = if self.skipped > 0 {
+            line.text(", ")
+                .dec(i64::from(self.skipped))
+                .text(" skipped")
+        } else {
+            line
+        };
         line.end();
         i32::from(self.failed != 0 || self.passed == 0)
     }

@@ -28,7 +28,13 @@ pub struct Thread {
 /// clone(flags, stack, parent_tid, child_tid, tls); the child takes its function and argument from
 /// the new stack. An ordinary C function for the caller.
 #[unsafe(naked)]
-unsafe extern "C" fn clone_raw(flags: usize, stack: usize, ptid: usize, ctid: usize, tls: usize) -> isize {
+unsafe extern "C" fn clone_raw(
+    flags: usize,
+    stack: usize,
+    ptid: usize,
+    ctid: usize,
+    tls: usize,
+) -> isize {
     naked_asm!(
         "mov r10, rcx",
         "mov eax, 56",
@@ -74,7 +80,10 @@ pub unsafe fn clone(
 impl Thread {
     /// A thread slot with a mapped stack, not running.
     pub fn new() -> Thread {
-        Thread { stack: map_stack(), tid: AtomicU32::new(0) }
+        Thread {
+            stack: map_stack(),
+            tid: AtomicU32::new(0),
+        }
     }
 
     /// The lowest address of the stack.
@@ -89,7 +98,13 @@ impl Thread {
     }
 
     /// The same with chosen flags and TLS base.
-    pub fn start_with(&self, flags: usize, body: extern "C" fn(usize) -> i32, argument: usize, tls: usize) -> isize {
+    pub fn start_with(
+        &self,
+        flags: usize,
+        body: extern "C" fn(usize) -> i32,
+        argument: usize,
+        tls: usize,
+    ) -> isize {
         let tid = self.tid.as_ptr() as usize;
         // SAFETY: the stack belongs to this slot, whose last thread has ended (tid 0).
         unsafe { clone(flags, self.stack + STACK, body, argument, [tid, tid], tls) }

@@ -1,7 +1,7 @@
 //! Cycles and nanoseconds.
 
-use crate::sys;
 use crate::abi::{CLOCK_MONOTONIC, Timespec};
+use crate::sys;
 use crate::sys::at_mut;
 use core::arch::asm;
 
@@ -25,6 +25,9 @@ pub fn now_ns() -> i64 {
 
 /// Sleeps for at least `ns`; a signal may end it early.
 pub fn sleep_ns(ns: i64) {
-    let time = Timespec { sec: ns / 1_000_000_000, nsec: ns % 1_000_000_000 };
+    let time = Timespec {
+        sec: ns / 1_000_000_000,
+        nsec: ns % 1_000_000_000,
+    };
     sys!(NANOSLEEP, crate::sys::at(&time), 0);
 }

@@ -34,7 +34,12 @@ struct State {
 
 impl State {
     const fn zero() -> State {
-        State { vectors: [[0; 4]; 16], mxcsr: 0, control: 0, x87: 0 }
+        State {
+            vectors: [[0; 4]; 16],
+            mxcsr: 0,
+            control: 0,
+            x87: 0,
+        }
     }
 
     /// A state like no other; the upper halves only where they exist.
@@ -44,7 +49,9 @@ impl State {
         for vector in &mut state.vectors {
             let nr = if avx { 4 } else { 2 };
             for slot in vector.iter_mut().take(nr) {
-                word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(seed | 1);
+                word = word
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(seed | 1);
                 *slot = word;
             }
         }
@@ -195,7 +202,9 @@ fn fresh() -> i32 {
     let avx = has_avx();
     let (mut mxcsr, mut control) = (0u32, 0u16);
     // SAFETY: writes two locals.
-    unsafe { asm!("stmxcsr [{}]", "fnstcw [{}]", in(reg) &raw mut mxcsr, in(reg) &raw mut control) };
+    unsafe {
+        asm!("stmxcsr [{}]", "fnstcw [{}]", in(reg) &raw mut mxcsr, in(reg) &raw mut control)
+    };
     State::zero().x87_push();
     let vectors = State::store(avx).vectors == [[0; 4]; 16];
     if mxcsr != 0x1f80 {
@@ -219,9 +228,16 @@ fn suite(args: &Args) -> i32 {
     let avx = has_avx();
     let mut suite = Suite::new("fpu", b"");
     let t = &mut suite;
-    rt::Line::new().text(if avx { "fpu: SSE, x87 and AVX" } else { "fpu: SSE and x87, no AVX" }).end();
+    rt::Line::new()
+        .text(if avx {
+            "fpu: SSE, x87 and AVX"
+        } else {
+            "fpu: SSE and x87, no AVX"
+        })
+        .end();
     t.is("one process", worker(1, ROUNDS, avx) as isize, 0);
-    let children: [isize; WORKERS] = core::array::from_fn(|i| fork(|| worker(i as u64 + 2, ROUNDS, avx)));
+    let children: [isize; WORKERS] =
+        core::array::from_fn(|i| fork(|| worker(i as u64 + 2, ROUNDS, avx)));
     let own = worker(77, ROUNDS, avx);
     for child in children {
         t.is("processes beside each other", wait(child).number(), 0);
@@ -231,7 +247,11 @@ fn suite(args: &Args) -> i32 {
     for (i, thread) in threads.iter().enumerate() {
         thread.start(thread_worker, 100 + i);
     }
-    t.is("a thread beside threads", worker(99, ROUNDS, avx) as isize, 0);
+    t.is(
+        "a thread beside threads",
+        worker(99, ROUNDS, avx) as isize,
+        0,
+    );
     threads.iter().for_each(Thread::join);
     threads.into_iter().for_each(Thread::free);
     across_fork(t, avx);
@@ -251,7 +271,11 @@ fn across_fork(t: &mut Suite, avx: bool) {
     state.load(avx);
     let child = fork(|| i32::from(State::store(avx) != state));
     let kept = State::store(avx) == state;
-    t.is("fork: the child has the parent's state", wait(child).number(), 0);
+    t.is(
+        "fork: the child has the parent's state",
+        wait(child).number(),
+        0,
+    );
     t.ok("fork: the parent keeps it", kept);
     state.load(avx);
     let end = in_child(|| {
@@ -260,7 +284,10 @@ fn across_fork(t: &mut Suite, avx: bool) {
         spin(10_000);
         0
     });
-    t.ok("fork: a child's change is its own", State::store(avx) == state && end.number() == 0);
+    t.ok(
+        "fork: a child's change is its own",
+        State::store(avx) == state && end.number() == 0,
+    );
 }
 
 fn across_signal(t: &mut Suite, avx: bool) {
@@ -281,7 +308,11 @@ fn across_signal(t: &mut Suite, avx: bool) {
         }
         0
     });
-    t.is("signal: at any time", worker(55, ROUNDS * 4, avx) as isize, 0);
+    t.is(
+        "signal: at any time",
+        worker(55, ROUNDS * 4, avx) as isize,
+        0,
+    );
     t.is("signal: the sender", wait(child).number(), 0);
     signal::action(SIGUSR1, SIG_DFL, 0, 0);
 }

@@ -27,7 +27,10 @@ impl Path {
     fn new(dir: &[u8], name: &[u8]) -> Path {
         let mut path = Path([0; 256]);
         let bytes = dir.iter().chain(name).take(255);
-        path.0.iter_mut().zip(bytes).for_each(|(slot, byte)| *slot = *byte);
+        path.0
+            .iter_mut()
+            .zip(bytes)
+            .for_each(|(slot, byte)| *slot = *byte);
         path
     }
 
@@ -42,18 +45,30 @@ fn directory(args: &Args) -> &'static [u8] {
         return b"/bin/";
     }
     let path = args.execfn().to_bytes();
-    let end = path.iter().rposition(|byte| *byte == b'/').map_or(0, |i| i + 1);
+    let end = path
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .map_or(0, |i| i + 1);
     path.get(..end).unwrap_or(b"")
 }
 
 /// Runs one program to its end, reaping orphans meanwhile; its exit code, 128 + signal if it was
 /// killed, 127 if it could not be executed.
 fn run(path: &CStr, argv: *const usize) -> i32 {
-    let envp = [ENVIRONMENT[0].as_ptr() as usize, ENVIRONMENT[1].as_ptr() as usize, 0];
+    let envp = [
+        ENVIRONMENT[0].as_ptr() as usize,
+        ENVIRONMENT[1].as_ptr() as usize,
+        0,
+    ];
     let child = process::fork(|| {
         let error = process::exec(path, argv, envp.as_ptr());
         let name = Errno::of(error).map_or("?", Errno::name);
-        Line::new().text("init: ").bytes(path.to_bytes()).text(": ").text(name).end();
+        Line::new()
+            .text("init: ")
+            .bytes(path.to_bytes())
+            .text(": ")
+            .text(name)
+            .end();
         127
     });
     if child < 0 {
@@ -106,7 +121,10 @@ fn programs(args: &Args) -> i32 {
         failures += i64::from(code != 0);
         first = if first == 0 { code } else { first };
     }
-    let line = Line::new().text("init: ").dec(PROGRAMS.len() as i64).text(" programs, ");
+    let line = Line::new()
+        .text("init: ")
+        .dec(PROGRAMS.len() as i64)
+        .text(" programs, ");
     line.dec(failures).text(" failed").end();
     first
 }

@@ -90,14 +90,19 @@ fn program_header(args: &Args, kind: u32) -> Option<[u64; 7]> {
     let (at, nr) = (args.aux(aux::PHDR)?, args.aux(aux::PHNUM)?);
     let headers = at as *const [u64; 7];
     // SAFETY: AT_PHDR and AT_PHNUM describe the program's own headers.
-    (0..nr).map(|i| unsafe { *headers.add(i) }).find(|h| h[0] as u32 == kind)
+    (0..nr)
+        .map(|i| unsafe { *headers.add(i) })
+        .find(|h| h[0] as u32 == kind)
 }
 
 fn main(args: &Args, base: usize, relocations: usize) -> i32 {
     let mut suite = Suite::new("pie", b"");
     let t = &mut suite;
     let aux_is = |kind: usize| args.aux(kind).map_or(-1, |v| v as isize);
-    t.ok("loaded away from 0, page aligned", base >= 0x10000 && base.is_multiple_of(PAGE));
+    t.ok(
+        "loaded away from 0, page aligned",
+        base >= 0x10000 && base.is_multiple_of(PAGE),
+    );
     t.ok("loaded in the lower half", base < 1 << 47);
     t.ok("relocations applied", (3..1000).contains(&relocations));
     let words = WORDS.map(|word| word.to_bytes().len());
@@ -112,12 +117,23 @@ fn main(args: &Args, base: usize, relocations: usize) -> i32 {
     // SAFETY: as above.
     (0..1024).for_each(|i| unsafe { first.add(i).write_volatile(i as u64) });
     // SAFETY: as above.
-    t.is("bss can be written", unsafe { first.add(1023).read_volatile() } as isize, 1023);
+    t.is(
+        "bss can be written",
+        unsafe { first.add(1023).read_volatile() } as isize,
+        1023,
+    );
     let heap = sys!(BRK, 0) as usize;
     t.is("brk: grows", sys!(BRK, heap + PAGE), (heap + PAGE) as isize);
-    t.ok("brk: apart from the image", heap > base || heap + PAGE < base);
+    t.ok(
+        "brk: apart from the image",
+        heap > base || heap + PAGE < base,
+    );
     thread_local(t, args, base);
-    t.is("fork: of a PIE", rt::process::in_child(|| words[0] as i32).number(), 8);
+    t.is(
+        "fork: of a PIE",
+        rt::process::in_child(|| words[0] as i32).number(),
+        8,
+    );
     t.close()
 }
 
@@ -128,7 +144,11 @@ fn thread_local(t: &mut Suite, args: &Args, base: usize) {
         t.ok("PT_TLS", false);
         return;
     };
-    t.is("PT_TLS: 8 bytes in the file, 16 in memory", (filesz * 100 + memsz) as isize, 816);
+    t.is(
+        "PT_TLS: 8 bytes in the file, 16 in memory",
+        (filesz * 100 + memsz) as isize,
+        816,
+    );
     let page = sys!(MMAP, 0, PAGE, RW, ANON, -1isize, 0) as usize;
     let pointer = page + 2048;
     // SAFETY: a fresh page; the template is part of the image.
@@ -137,7 +157,11 @@ fn thread_local(t: &mut Suite, args: &Args, base: usize) {
         block.copy_from_nonoverlapping((base + vaddr as usize) as *const u8, filesz as usize);
         *(pointer as *mut usize) = pointer;
     }
-    t.is("arch_prctl: FS to the block", sys!(ARCH_PRCTL, ARCH_SET_FS, pointer), 0);
+    t.is(
+        "arch_prctl: FS to the block",
+        sys!(ARCH_PRCTL, ARCH_SET_FS, pointer),
+        0,
+    );
     let (value, zero, itself): (usize, usize, usize);
     // SAFETY: FS points to the block.
     unsafe {
@@ -149,7 +173,11 @@ fn thread_local(t: &mut Suite, args: &Args, base: usize) {
             options(readonly, nostack),
         );
     }
-    t.is("TLS: initialised variable", value as isize, 0x123_4567_89ab_cdef);
+    t.is(
+        "TLS: initialised variable",
+        value as isize,
+        0x123_4567_89ab_cdef,
+    );
     t.is("TLS: zero variable", zero as isize, 0);
     t.is("TLS: self pointer", itself as isize, pointer as isize);
 }

@@ -61,31 +61,75 @@ const BUS: isize = 1000 + SIGBUS as isize;
 
 fn anonymous(t: &mut Suite) {
     let at = map(4, RW);
-    t.ok("mmap: anonymous", at.is_multiple_of(PAGE) && (at as isize) > 0);
+    t.ok(
+        "mmap: anonymous",
+        at.is_multiple_of(PAGE) && (at as isize) > 0,
+    );
     let zero = (0..4 * PAGE).step_by(512).all(|i| peek(at + i) == 0);
     t.ok("mmap: anonymous memory is zero", zero);
     (0..4).for_each(|i| poke(at + i * PAGE, i as u8 + 1));
-    t.ok("mmap: anonymous memory keeps what is written", (0..4).all(|i| peek(at + i * PAGE) == i as u8 + 1));
+    t.ok(
+        "mmap: anonymous memory keeps what is written",
+        (0..4).all(|i| peek(at + i * PAGE) == i as u8 + 1),
+    );
     t.is("munmap", unmap_pages(at, 4), 0);
     t.is("munmap: again, nothing there", unmap_pages(at, 4), 0);
     t.is("munmap: the memory is gone", end_of_read(at), SEGV);
     let odd = sys!(MMAP, 0, 1, RW, ANON, -1isize, 0) as usize;
-    t.is("mmap: one byte is one page", i32::from(peek(odd + PAGE - 1)) as isize, 0);
+    t.is(
+        "mmap: one byte is one page",
+        i32::from(peek(odd + PAGE - 1)) as isize,
+        0,
+    );
     t.is("munmap: one byte is one page", sys!(MUNMAP, odd, 1), 0);
     t.is("munmap: whole page gone", end_of_read(odd + PAGE - 1), SEGV);
 }
 
 fn map_errors(t: &mut Suite) {
-    let mmap = |address: usize, len: usize, prot: usize, flags: usize| sys!(MMAP, address, len, prot, flags, -1isize, 0);
+    let mmap = |address: usize, len: usize, prot: usize, flags: usize| {
+        sys!(MMAP, address, len, prot, flags, -1isize, 0)
+    };
     t.err("mmap: length 0", mmap(0, 0, RW, ANON), Errno::EINVAL);
-    t.err("mmap: neither private nor shared", mmap(0, PAGE, RW, MAP_ANONYMOUS), Errno::EINVAL);
-    t.err("mmap: fixed, not aligned", mmap(0x1000_0001, PAGE, RW, ANON | MAP_FIXED), Errno::EINVAL);
-    t.err("mmap: larger than the address space", mmap(0, 1 << 48, RW, ANON), Errno::ENOMEM);
-    t.err("mmap: length that wraps", mmap(0, usize::MAX - 100, RW, ANON), Errno::ENOMEM);
-    t.err("mmap: fixed at a kernel address", mmap(0xffff_8000_0000_0000, PAGE, RW, ANON | MAP_FIXED), Errno::ENOMEM);
-    t.err("mmap: fixed across the end", mmap(0x7fff_ffff_e000, 4 * PAGE, RW, ANON | MAP_FIXED), Errno::ENOMEM);
-    t.err("mmap: bad descriptor", sys!(MMAP, 0, PAGE, RW, MAP_PRIVATE, 999, 0), Errno::EBADF);
-    t.err("mmap: offset not aligned", sys!(MMAP, 0, PAGE, RW, ANON, -1isize, 1), Errno::EINVAL);
+    t.err(
+        "mmap: neither private nor shared",
+        mmap(0, PAGE, RW, MAP_ANONYMOUS),
+        Errno::EINVAL,
+    );
+    t.err(
+        "mmap: fixed, not aligned",
+        mmap(0x1000_0001, PAGE, RW, ANON | MAP_FIXED),
+        Errno::EINVAL,
+    );
+    t.err(
+        "mmap: larger than the address space",
+        mmap(0, 1 << 48, RW, ANON),
+        Errno::ENOMEM,
+    );
+    t.err(
+        "mmap: length that wraps",
+        mmap(0, usize::MAX - 100, RW, ANON),
+        Errno::ENOMEM,
+    );
+    t.err(
+        "mmap: fixed at a kernel address",
+        mmap(0xffff_8000_0000_0000, PAGE, RW, ANON | MAP_FIXED),
+        Errno::ENOMEM,
+    );
+    t.err(
+        "mmap: fixed across the end",
+        mmap(0x7fff_ffff_e000, 4 * PAGE, RW, ANON | MAP_FIXED),
+        Errno::ENOMEM,
+    );
+    t.err(
+        "mmap: bad descriptor",
+        sys!(MMAP, 0, PAGE, RW, MAP_PRIVATE, 999, 0),
+        Errno::EBADF,
+    );
+    t.err(
+        "mmap: offset not aligned",
+        sys!(MMAP, 0, PAGE, RW, ANON, -1isize, 1),
+        Errno::EINVAL,
+    );
     t.ok("mmap: a hint that is taken elsewhere", {
         let first = map(1, RW);
         let second = mmap(first, PAGE, RW, ANON) as usize;
@@ -107,14 +151,33 @@ fn unmap(t: &mut Suite) {
     let at = map(5, RW);
     (0..5).for_each(|i| poke(at + i * PAGE, 9));
     t.is("munmap: from the middle", unmap_pages(at + 2 * PAGE, 1), 0);
-    t.ok("munmap: the neighbours stay", peek(at + PAGE) == 9 && peek(at + 3 * PAGE) == 9);
-    t.is("munmap: the middle is gone", end_of_read(at + 2 * PAGE), SEGV);
+    t.ok(
+        "munmap: the neighbours stay",
+        peek(at + PAGE) == 9 && peek(at + 3 * PAGE) == 9,
+    );
+    t.is(
+        "munmap: the middle is gone",
+        end_of_read(at + 2 * PAGE),
+        SEGV,
+    );
     t.is("munmap: over a hole", unmap_pages(at, 5), 0);
     t.is("munmap: all gone", end_of_read(at + 4 * PAGE), SEGV);
-    t.err("munmap: not aligned", sys!(MUNMAP, at + 1, PAGE), Errno::EINVAL);
+    t.err(
+        "munmap: not aligned",
+        sys!(MUNMAP, at + 1, PAGE),
+        Errno::EINVAL,
+    );
     t.err("munmap: length 0", sys!(MUNMAP, at, 0), Errno::EINVAL);
-    t.err("munmap: kernel address", sys!(MUNMAP, 0xffff_8000_0000_0000usize, PAGE), Errno::EINVAL);
-    t.err("munmap: length that wraps", sys!(MUNMAP, at, usize::MAX - 100), Errno::EINVAL);
+    t.err(
+        "munmap: kernel address",
+        sys!(MUNMAP, 0xffff_8000_0000_0000usize, PAGE),
+        Errno::EINVAL,
+    );
+    t.err(
+        "munmap: length that wraps",
+        sys!(MUNMAP, at, usize::MAX - 100),
+        Errno::EINVAL,
+    );
 }
 
 fn fixed(t: &mut Suite) {
@@ -123,11 +186,35 @@ fn fixed(t: &mut Suite) {
     let over = sys!(MMAP, at + PAGE, PAGE, RW, ANON | MAP_FIXED, -1isize, 0);
     t.is("mmap: MAP_FIXED over a mapping", over, (at + PAGE) as isize);
     t.is("mmap: MAP_FIXED replaces", peek(at + PAGE) as isize, 0);
-    let refused = sys!(MMAP, at + PAGE, PAGE, RW, ANON | MAP_FIXED_NOREPLACE, -1isize, 0);
-    t.err("mmap: MAP_FIXED_NOREPLACE over a mapping", refused, Errno::EEXIST);
+    let refused = sys!(
+        MMAP,
+        at + PAGE,
+        PAGE,
+        RW,
+        ANON | MAP_FIXED_NOREPLACE,
+        -1isize,
+        0
+    );
+    t.err(
+        "mmap: MAP_FIXED_NOREPLACE over a mapping",
+        refused,
+        Errno::EEXIST,
+    );
     unmap_pages(at + PAGE, 1);
-    let taken = sys!(MMAP, at + PAGE, PAGE, RW, ANON | MAP_FIXED_NOREPLACE, -1isize, 0);
-    t.is("mmap: MAP_FIXED_NOREPLACE in a hole", taken, (at + PAGE) as isize);
+    let taken = sys!(
+        MMAP,
+        at + PAGE,
+        PAGE,
+        RW,
+        ANON | MAP_FIXED_NOREPLACE,
+        -1isize,
+        0
+    );
+    t.is(
+        "mmap: MAP_FIXED_NOREPLACE in a hole",
+        taken,
+        (at + PAGE) as isize,
+    );
     unmap_pages(at, 3);
 }
 
@@ -135,10 +222,18 @@ fn protect(t: &mut Suite) {
     let at = map(3, RW);
     poke(at + PAGE, 7);
     let mprotect = |address: usize, len: usize, prot: usize| sys!(MPROTECT, address, len, prot);
-    t.is("mprotect: middle read-only", mprotect(at + PAGE, PAGE, PROT_READ), 0);
+    t.is(
+        "mprotect: middle read-only",
+        mprotect(at + PAGE, PAGE, PROT_READ),
+        0,
+    );
     t.is("mprotect: still readable", peek(at + PAGE) as isize, 7);
     t.is("mprotect: write dies", end_of_write(at + PAGE), SEGV);
-    t.is("mprotect: the kernel may not write either", zero_into(at + PAGE), Errno::EFAULT.raw());
+    t.is(
+        "mprotect: the kernel may not write either",
+        zero_into(at + PAGE),
+        Errno::EFAULT.raw(),
+    );
     poke(at, 1);
     poke(at + 2 * PAGE, 1);
     t.is("mprotect: none", mprotect(at + PAGE, PAGE, PROT_NONE), 0);
@@ -147,16 +242,40 @@ fn protect(t: &mut Suite) {
     t.is("mprotect: content kept", peek(at + PAGE) as isize, 7);
     poke(at + PAGE, 8);
     t.is("mprotect: length 0", mprotect(at, 0, PROT_NONE), 0);
-    t.err("mprotect: not aligned", mprotect(at + 1, PAGE, PROT_READ), Errno::EINVAL);
-    t.err("mprotect: unknown bits", mprotect(at, PAGE, 0x100), Errno::EINVAL);
+    t.err(
+        "mprotect: not aligned",
+        mprotect(at + 1, PAGE, PROT_READ),
+        Errno::EINVAL,
+    );
+    t.err(
+        "mprotect: unknown bits",
+        mprotect(at, PAGE, 0x100),
+        Errno::EINVAL,
+    );
     unmap_pages(at + 2 * PAGE, 1);
-    t.err("mprotect: beyond the mapping", mprotect(at, 3 * PAGE, PROT_READ), Errno::ENOMEM);
+    t.err(
+        "mprotect: beyond the mapping",
+        mprotect(at, 3 * PAGE, PROT_READ),
+        Errno::ENOMEM,
+    );
     unmap_pages(at, 3);
-    t.err("mprotect: nothing mapped", mprotect(at, PAGE, PROT_READ), Errno::ENOMEM);
+    t.err(
+        "mprotect: nothing mapped",
+        mprotect(at, PAGE, PROT_READ),
+        Errno::ENOMEM,
+    );
     let code = map(1, RW);
     poke(code, 0xc3); // ret
-    t.is("mprotect: no execution without PROT_EXEC", in_child(|| call(code)).number(), SEGV);
-    t.is("mprotect: executable", mprotect(code, PAGE, PROT_READ | PROT_EXEC), 0);
+    t.is(
+        "mprotect: no execution without PROT_EXEC",
+        in_child(|| call(code)).number(),
+        SEGV,
+    );
+    t.is(
+        "mprotect: executable",
+        mprotect(code, PAGE, PROT_READ | PROT_EXEC),
+        0,
+    );
     t.is("mprotect: runs", in_child(|| call(code)).number(), 0);
     unmap_pages(code, 1);
 }
@@ -181,14 +300,25 @@ fn private_file(t: &mut Suite, args: &Args) {
     let fd = open(args.execfn(), O_RDONLY);
     let at = sys!(MMAP, 0, PAGE, RW, MAP_PRIVATE, fd, 0) as usize;
     t.ok("mmap: private file", at.is_multiple_of(PAGE));
-    t.ok("mmap: the file's bytes", (0..4).map(|i| peek(at + i)).eq(*b"\x7fELF"));
+    t.ok(
+        "mmap: the file's bytes",
+        (0..4).map(|i| peek(at + i)).eq(*b"\x7fELF"),
+    );
     poke(at, b'X');
     let mut first = [0u8; 1];
     read(fd, &mut first);
-    t.is("mmap: a private write stays private", first[0] as isize, 0x7f);
+    t.is(
+        "mmap: a private write stays private",
+        first[0] as isize,
+        0x7f,
+    );
     t.is("mmap: and is seen", peek(at) as isize, b'X' as isize);
     close(fd);
-    t.is("mmap: the mapping outlives the descriptor", peek(at + 1) as isize, b'E' as isize);
+    t.is(
+        "mmap: the mapping outlives the descriptor",
+        peek(at + 1) as isize,
+        b'E' as isize,
+    );
     unmap_pages(at, 1);
 }
 
@@ -197,52 +327,114 @@ fn shared_file(t: &mut Suite) {
     write(fd, b"0123456789");
     let at = sys!(MMAP, 0, 3 * PAGE, RW, MAP_SHARED, fd, 0) as usize;
     t.is("mmap: shared file", peek(at + 3) as isize, b'3' as isize);
-    t.is("mmap: zero behind the end of the file", peek(at + 10) as isize, 0);
+    t.is(
+        "mmap: zero behind the end of the file",
+        peek(at + 10) as isize,
+        0,
+    );
     poke(at + 3, b'!');
     let mut byte = [0u8; 1];
     sys!(PREAD64, fd, byte.as_mut_ptr(), 1, 3);
-    t.is("mmap: read sees a shared write", byte[0] as isize, b'!' as isize);
+    t.is(
+        "mmap: read sees a shared write",
+        byte[0] as isize,
+        b'!' as isize,
+    );
     sys!(LSEEK, fd, 4, SEEK_SET);
     write(fd, b"?");
-    t.is("mmap: the mapping sees write", peek(at + 4) as isize, b'?' as isize);
+    t.is(
+        "mmap: the mapping sees write",
+        peek(at + 4) as isize,
+        b'?' as isize,
+    );
     in_child(|| {
         poke(at + 5, b'c');
         0
     });
-    t.is("mmap: shared with a child", peek(at + 5) as isize, b'c' as isize);
-    t.is("mmap: read beyond the last page is SIGBUS", end_of_read(at + PAGE), BUS);
-    t.is("mmap: write beyond the last page is SIGBUS", end_of_write(at + 2 * PAGE), BUS);
-    t.is("mmap: the kernel gets EFAULT there", zero_into(at + PAGE), Errno::EFAULT.raw());
+    t.is(
+        "mmap: shared with a child",
+        peek(at + 5) as isize,
+        b'c' as isize,
+    );
+    t.is(
+        "mmap: read beyond the last page is SIGBUS",
+        end_of_read(at + PAGE),
+        BUS,
+    );
+    t.is(
+        "mmap: write beyond the last page is SIGBUS",
+        end_of_write(at + 2 * PAGE),
+        BUS,
+    );
+    t.is(
+        "mmap: the kernel gets EFAULT there",
+        zero_into(at + PAGE),
+        Errno::EFAULT.raw(),
+    );
     sys!(LSEEK, fd, PAGE, SEEK_SET);
     write(fd, b"grown");
-    t.is("mmap: a grown file fills the mapping", peek(at + PAGE) as isize, b'g' as isize);
+    t.is(
+        "mmap: a grown file fills the mapping",
+        peek(at + PAGE) as isize,
+        b'g' as isize,
+    );
     unmap_pages(at, 3);
     let second = sys!(MMAP, 0, PAGE, PROT_READ, MAP_SHARED, fd, PAGE) as usize;
-    t.is("mmap: file offset", peek(second + 1) as isize, b'r' as isize);
+    t.is(
+        "mmap: file offset",
+        peek(second + 1) as isize,
+        b'r' as isize,
+    );
     unmap_pages(second, 1);
     close(fd);
 }
 
 fn file_errors(t: &mut Suite, args: &Args) {
     let fd = open(args.execfn(), O_RDONLY);
-    let mmap = |fd: isize, prot: usize, flags: usize, offset: usize| sys!(MMAP, 0, PAGE, prot, flags, fd, offset);
-    t.err("mmap: shared and writable, opened for reading", mmap(fd, RW, MAP_SHARED, 0), Errno::EACCES);
-    t.err("mmap: file offset not aligned", mmap(fd, PROT_READ, MAP_PRIVATE, 100), Errno::EINVAL);
+    let mmap = |fd: isize, prot: usize, flags: usize, offset: usize| {
+        sys!(MMAP, 0, PAGE, prot, flags, fd, offset)
+    };
+    t.err(
+        "mmap: shared and writable, opened for reading",
+        mmap(fd, RW, MAP_SHARED, 0),
+        Errno::EACCES,
+    );
+    t.err(
+        "mmap: file offset not aligned",
+        mmap(fd, PROT_READ, MAP_PRIVATE, 100),
+        Errno::EINVAL,
+    );
     let at = mmap(fd, PROT_READ, MAP_SHARED, 0) as usize;
     t.ok("mmap: shared read-only", at.is_multiple_of(PAGE));
-    t.err("mprotect: cannot make it writable", sys!(MPROTECT, at, PAGE, RW), Errno::EACCES);
+    t.err(
+        "mprotect: cannot make it writable",
+        sys!(MPROTECT, at, PAGE, RW),
+        Errno::EACCES,
+    );
     unmap_pages(at, 1);
     close(fd);
     close(scratch());
     let fd = open(crate::SCRATCH, O_WRONLY);
-    t.err("mmap: opened for writing only", mmap(fd, PROT_WRITE, MAP_PRIVATE, 0), Errno::EACCES);
+    t.err(
+        "mmap: opened for writing only",
+        mmap(fd, PROT_WRITE, MAP_PRIVATE, 0),
+        Errno::EACCES,
+    );
     close(fd);
     let (r, w) = crate::pipes::pipe(0);
-    t.err("mmap: pipe", mmap(r, PROT_READ, MAP_PRIVATE, 0), Errno::ENODEV);
+    t.err(
+        "mmap: pipe",
+        mmap(r, PROT_READ, MAP_PRIVATE, 0),
+        Errno::ENODEV,
+    );
     close(r);
     close(w);
     let dir = open(c"/dev", O_RDONLY);
-    t.err("mmap: directory", mmap(dir, PROT_READ, MAP_PRIVATE, 0), Errno::ENODEV);
+    t.err(
+        "mmap: directory",
+        mmap(dir, PROT_READ, MAP_PRIVATE, 0),
+        Errno::ENODEV,
+    );
     close(dir);
 }
 
@@ -263,11 +455,23 @@ fn across_fork(t: &mut Suite) {
         i32::from(!(fine && nested.number() == 0 && peek(private) == 2 && peek(shared) == 3))
     });
     t.is("fork: copies within copies", end.number(), 0);
-    t.is("fork: private memory is the parent's own", peek(private) as isize, 1);
-    t.is("fork: untouched private memory too", peek(private + PAGE) as isize, 0);
+    t.is(
+        "fork: private memory is the parent's own",
+        peek(private) as isize,
+        1,
+    );
+    t.is(
+        "fork: untouched private memory too",
+        peek(private + PAGE) as isize,
+        0,
+    );
     t.is("fork: shared memory is shared", peek(shared) as isize, 3);
     poke(private, 4);
-    t.is("fork: the parent writes after the child's end", peek(private) as isize, 4);
+    t.is(
+        "fork: the parent writes after the child's end",
+        peek(private) as isize,
+        4,
+    );
     unmap_pages(private, 2);
     unmap_pages(shared, 1);
 }
@@ -276,7 +480,11 @@ fn brk(t: &mut Suite) {
     let brk = |address: usize| sys!(BRK, address) as usize;
     let start = brk(0);
     t.ok("brk: where it is", start > 0x400000);
-    t.is("brk: grow", brk(start + 3 * PAGE) as isize, (start + 3 * PAGE) as isize);
+    t.is(
+        "brk: grow",
+        brk(start + 3 * PAGE) as isize,
+        (start + 3 * PAGE) as isize,
+    );
     let fresh = start.next_multiple_of(PAGE);
     t.is("brk: zero", peek(fresh + PAGE) as isize, 0);
     poke(fresh + PAGE, 6);
@@ -284,9 +492,21 @@ fn brk(t: &mut Suite) {
     t.is("brk: the page is gone", end_of_read(fresh + PAGE), SEGV);
     brk(start + 3 * PAGE);
     t.is("brk: zero when grown again", peek(fresh + PAGE) as isize, 0);
-    t.is("brk: too low is refused", brk(PAGE) as isize, (start + 3 * PAGE) as isize);
-    t.is("brk: absurdly high is refused", brk(1 << 50) as isize, (start + 3 * PAGE) as isize);
-    t.is("brk: not page aligned", brk(start + 100) as isize, (start + 100) as isize);
+    t.is(
+        "brk: too low is refused",
+        brk(PAGE) as isize,
+        (start + 3 * PAGE) as isize,
+    );
+    t.is(
+        "brk: absurdly high is refused",
+        brk(1 << 50) as isize,
+        (start + 3 * PAGE) as isize,
+    );
+    t.is(
+        "brk: not page aligned",
+        brk(start + 100) as isize,
+        (start + 100) as isize,
+    );
     brk(start);
 }
 
@@ -305,7 +525,11 @@ fn dig(depth: u32) -> u32 {
 
 fn stack(t: &mut Suite) {
     t.is("stack: grows by a mebibyte", dig(256) as isize, 256);
-    t.is("stack: overflow is SIGSEGV", in_child(|| dig(1 << 20) as i32).number(), SEGV);
+    t.is(
+        "stack: overflow is SIGSEGV",
+        in_child(|| dig(1 << 20) as i32).number(),
+        SEGV,
+    );
     let process = process::getpid();
     t.ok("stack: the parent lives", process > 0);
 }
@@ -325,8 +549,15 @@ fn many(t: &mut Suite) {
     for i in (0..256).step_by(4) {
         fine &= unmap_pages(base + i * PAGE, 1) == 0;
     }
-    t.ok("munmap: every fourth of them", fine && peek(base + PAGE) == 1 && peek(base + 255 * PAGE) == 255);
-    t.is("mprotect: over the holes", sys!(MPROTECT, base, 256 * PAGE, RW), Errno::ENOMEM.raw());
+    t.ok(
+        "munmap: every fourth of them",
+        fine && peek(base + PAGE) == 1 && peek(base + 255 * PAGE) == 255,
+    );
+    t.is(
+        "mprotect: over the holes",
+        sys!(MPROTECT, base, 256 * PAGE, RW),
+        Errno::ENOMEM.raw(),
+    );
     t.is("munmap: the rest", unmap_pages(base, 256), 0);
 }
 

@@ -20,7 +20,11 @@ pub fn run(t: &mut Suite) {
 pub fn pipe(flags: usize) -> (isize, isize) {
     let mut fds = [-1i32; 2];
     let got = sys!(PIPE2, at_mut(&mut fds), flags);
-    if got < 0 { (got, got) } else { (fds[0] as isize, fds[1] as isize) }
+    if got < 0 {
+        (got, got)
+    } else {
+        (fds[0] as isize, fds[1] as isize)
+    }
 }
 
 fn close_both(ends: (isize, isize)) {
@@ -38,16 +42,36 @@ fn basics(t: &mut Suite) {
     t.is("pipe: short read", sys!(READ, r, at_mut(&mut bytes), 2), 2);
     t.is("pipe: the rest", read(r, &mut bytes[2..]), 3);
     t.ok("pipe: bytes", bytes.starts_with(b"hello\0"));
-    t.is("pipe: zero-byte read does not block", sys!(READ, r, at_mut(&mut bytes), 0), 0);
+    t.is(
+        "pipe: zero-byte read does not block",
+        sys!(READ, r, at_mut(&mut bytes), 0),
+        0,
+    );
     t.err("pipe: write to the read end", write(r, b"x"), Errno::EBADF);
-    t.err("pipe: read from the write end", read(w, &mut bytes), Errno::EBADF);
+    t.err(
+        "pipe: read from the write end",
+        read(w, &mut bytes),
+        Errno::EBADF,
+    );
     t.err("lseek: pipe", sys!(LSEEK, r, 0, SEEK_CUR), Errno::ESPIPE);
-    t.err("pread64: pipe", sys!(PREAD64, r, at_mut(&mut bytes), 1, 0), Errno::ESPIPE);
+    t.err(
+        "pread64: pipe",
+        sys!(PREAD64, r, at_mut(&mut bytes), 1, 0),
+        Errno::ESPIPE,
+    );
     let mut st = Stat::default();
     sys!(FSTAT, r, at_mut(&mut st));
     t.is("fstat: pipe", (st.mode & S_IFMT) as isize, S_IFIFO as isize);
-    t.is("fcntl: read end's mode", sys!(FCNTL, r, F_GETFL) & 3, O_RDONLY as isize);
-    t.is("fcntl: write end's mode", sys!(FCNTL, w, F_GETFL) & 3, O_WRONLY as isize);
+    t.is(
+        "fcntl: read end's mode",
+        sys!(FCNTL, r, F_GETFL) & 3,
+        O_RDONLY as isize,
+    );
+    t.is(
+        "fcntl: write end's mode",
+        sys!(FCNTL, w, F_GETFL) & 3,
+        O_WRONLY as isize,
+    );
     write(w, b"last");
     close(w);
     t.is("pipe: data after the writer closed", read(r, &mut bytes), 4);
@@ -55,7 +79,11 @@ fn basics(t: &mut Suite) {
     t.is("pipe: end of file again", read(r, &mut bytes), 0);
     close(r);
     let (r, w) = pipe(O_CLOEXEC | O_NONBLOCK);
-    t.is("pipe2: close-on-exec, both ends", sys!(FCNTL, r, F_GETFD) + sys!(FCNTL, w, F_GETFD), 2);
+    t.is(
+        "pipe2: close-on-exec, both ends",
+        sys!(FCNTL, r, F_GETFD) + sys!(FCNTL, w, F_GETFD),
+        2,
+    );
     let flags = sys!(FCNTL, r, F_GETFL) & sys!(FCNTL, w, F_GETFL) & O_NONBLOCK as isize;
     t.is("pipe2: nonblocking, both ends", flags, O_NONBLOCK as isize);
     close_both((r, w));
@@ -74,14 +102,26 @@ fn broken(t: &mut Suite) {
         close(r);
         write(w, b"x") as i32
     });
-    t.is("pipe: SIGPIPE kills by default", end.number(), 1000 + SIGPIPE as isize);
+    t.is(
+        "pipe: SIGPIPE kills by default",
+        end.number(),
+        1000 + SIGPIPE as isize,
+    );
     signal::handle(SIGPIPE, note, 0, 0);
     let (r, w) = pipe(0);
     close(r);
     t.err("pipe: EPIPE", write(w, b"x"), Errno::EPIPE);
-    t.is("pipe: SIGPIPE handler ran", SEEN.swap(0, SeqCst) as isize, SIGPIPE as isize);
+    t.is(
+        "pipe: SIGPIPE handler ran",
+        SEEN.swap(0, SeqCst) as isize,
+        SIGPIPE as isize,
+    );
     signal::action(SIGPIPE, SIG_IGN, 0, 0);
-    t.err("pipe: EPIPE with SIGPIPE ignored", write(w, b"x"), Errno::EPIPE);
+    t.err(
+        "pipe: EPIPE with SIGPIPE ignored",
+        write(w, b"x"),
+        Errno::EPIPE,
+    );
     t.is("pipe: zero bytes to a broken pipe", sys!(WRITE, w, 0, 0), 0);
     signal::action(SIGPIPE, SIG_DFL, 0, 0);
     close(w);
@@ -101,10 +141,22 @@ fn nonblocking(t: &mut Suite) {
     t.is("pipe: holds 64 KiB", total, 65536);
     t.is("pipe: read one page", read(r, &mut page), 4096);
     t.is("pipe: room for one page", write(w, &page), 4096);
-    t.err("pipe: no room for a byte", sys!(WRITE, w, page.as_ptr(), 1), Errno::EAGAIN);
+    t.err(
+        "pipe: no room for a byte",
+        sys!(WRITE, w, page.as_ptr(), 1),
+        Errno::EAGAIN,
+    );
     // 2048 of 4096 bytes free at most: an atomic write may not be split.
-    t.is("pipe: read half a page", sys!(READ, r, at_mut(&mut page), 2048), 2048);
-    t.err("pipe: an atomic write is whole or nothing", write(w, &page), Errno::EAGAIN);
+    t.is(
+        "pipe: read half a page",
+        sys!(READ, r, at_mut(&mut page), 2048),
+        2048,
+    );
+    t.err(
+        "pipe: an atomic write is whole or nothing",
+        write(w, &page),
+        Errno::EAGAIN,
+    );
     let mut drained = 2048;
     loop {
         let got = read(r, &mut page);
@@ -134,7 +186,11 @@ fn blocking(t: &mut Suite) {
     });
     rt::time::sleep_ns(2_000_000);
     close_both((r, w));
-    t.is("pipe: a waiting reader sees the end of file", process::wait(child).number(), 0);
+    t.is(
+        "pipe: a waiting reader sees the end of file",
+        process::wait(child).number(),
+        0,
+    );
 }
 
 /// 300,000 bytes through a pipe in odd sizes: order and count.

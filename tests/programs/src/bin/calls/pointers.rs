@@ -34,12 +34,21 @@ pub fn run(t: &mut Suite, args: &Args) {
     write(w, &[7; 64]);
     let zero = open(c"/dev/zero", O_RDONLY);
     let dir = open(c"/dev", O_RDONLY);
-    let fds = Fds { file, r, w, zero, dir };
+    let fds = Fds {
+        file,
+        r,
+        w,
+        zero,
+        dir,
+    };
     for (word, address) in wild(pages, pages + PAGE) {
         outputs(t, word, address, &fds);
         inputs(t, word, address, &fds, args);
     }
-    t.ok("pointers: the pipe kept its bytes", sys!(READ, r, at_mut(&mut [0u8; 64]), 64) == 64);
+    t.ok(
+        "pointers: the pipe kept its bytes",
+        sys!(READ, r, at_mut(&mut [0u8; 64]), 64) == 64,
+    );
     crossing(t, &fds);
     for fd in [file, r, w, zero, dir] {
         close(fd);
@@ -79,22 +88,34 @@ fn outputs(t: &mut Suite, word: &str, address: usize, fds: &Fds) {
         ("read pipe", &|p| sys!(READ, fds.r, p, 16)),
         ("read zero", &|p| sys!(READ, fds.zero, p, 16)),
         ("pread64", &|p| sys!(PREAD64, fds.file, p, 16, 0)),
-        ("readv base", &|p| sys!(READV, fds.file, at(&[Iovec { base: p, len: 16 }]), 1)),
+        ("readv base", &|p| {
+            sys!(READV, fds.file, at(&[Iovec { base: p, len: 16 }]), 1)
+        }),
         ("stat buffer", &|p| sys!(STAT, c"/dev/null".as_ptr(), p)),
         ("fstat buffer", &|p| sys!(FSTAT, fds.file, p)),
-        ("newfstatat buffer", &|p| sys!(NEWFSTATAT, AT_FDCWD, c"/dev".as_ptr(), p, 0)),
+        ("newfstatat buffer", &|p| {
+            sys!(NEWFSTATAT, AT_FDCWD, c"/dev".as_ptr(), p, 0)
+        }),
         ("getdents64", &|p| sys!(GETDENTS64, fds.dir, p, 1024)),
         ("pipe", &|p| sys!(PIPE, p)),
         ("pipe2", &|p| sys!(PIPE2, p, 0)),
         ("uname", &|p| sys!(UNAME, p)),
-        ("clock_gettime", &|p| sys!(CLOCK_GETTIME, CLOCK_MONOTONIC, p)),
+        ("clock_gettime", &|p| {
+            sys!(CLOCK_GETTIME, CLOCK_MONOTONIC, p)
+        }),
         ("getrandom", &|p| sys!(GETRANDOM, p, 16, 0)),
-        ("sched_getaffinity", &|p| sys!(SCHED_GETAFFINITY, 0, 1024, p)),
+        ("sched_getaffinity", &|p| {
+            sys!(SCHED_GETAFFINITY, 0, 1024, p)
+        }),
         ("arch_prctl get", &|p| sys!(ARCH_PRCTL, ARCH_GET_FS, p)),
-        ("rt_sigprocmask old", &|p| sys!(RT_SIGPROCMASK, SIG_BLOCK, 0, p, 8)),
+        ("rt_sigprocmask old", &|p| {
+            sys!(RT_SIGPROCMASK, SIG_BLOCK, 0, p, 8)
+        }),
     ];
     check(t, word, &calls, address);
-    let actions: [Call<'_>; 1] = [("rt_sigaction old", &|p| sys!(RT_SIGACTION, SIGUSR1, 0, p, 8))];
+    let actions: [Call<'_>; 1] = [("rt_sigaction old", &|p| {
+        sys!(RT_SIGACTION, SIGUSR1, 0, p, 8)
+    })];
     check(t, word, &actions, address);
 }
 
@@ -106,25 +127,46 @@ fn inputs(t: &mut Suite, word: &str, address: usize, fds: &Fds, args: &Args) {
         ("write file", &|p| sys!(WRITE, fds.file, p, 16)),
         ("write pipe", &|p| sys!(WRITE, fds.w, p, 16)),
         ("writev vector", &|p| sys!(WRITEV, fds.file, p, 1)),
-        ("writev base", &|p| sys!(WRITEV, fds.file, at(&[Iovec { base: p, len: 16 }]), 1)),
+        ("writev base", &|p| {
+            sys!(WRITEV, fds.file, at(&[Iovec { base: p, len: 16 }]), 1)
+        }),
         ("readv vector", &|p| sys!(READV, fds.file, p, 1)),
         ("open path", &|p| sys!(OPEN, p, O_RDONLY, 0)),
         ("openat path", &|p| sys!(OPENAT, AT_FDCWD, p, O_RDONLY, 0)),
-        ("stat path", &|p| sys!(STAT, p, at_mut(&mut Stat::default()))),
-        ("newfstatat path", &|p| sys!(NEWFSTATAT, AT_FDCWD, p, at_mut(&mut Stat::default()), 0)),
+        ("stat path", &|p| {
+            sys!(STAT, p, at_mut(&mut Stat::default()))
+        }),
+        ("newfstatat path", &|p| {
+            sys!(NEWFSTATAT, AT_FDCWD, p, at_mut(&mut Stat::default()), 0)
+        }),
         ("execve path", &|p| sys!(EXECVE, p, 0, 0)),
         ("execve argv", &|p| sys!(EXECVE, itself.as_ptr(), p, 0)),
-        ("execve envp", &|p| sys!(EXECVE, itself.as_ptr(), [at(b"x\0"), 0].as_ptr(), p)),
+        ("execve envp", &|p| {
+            sys!(EXECVE, itself.as_ptr(), [at(b"x\0"), 0].as_ptr(), p)
+        }),
         ("nanosleep", &|p| sys!(NANOSLEEP, p, 0)),
         ("sched_setaffinity", &|p| sys!(SCHED_SETAFFINITY, 0, 128, p)),
-        ("rt_sigprocmask new", &|p| sys!(RT_SIGPROCMASK, SIG_BLOCK, p, 0, 8)),
-        ("rt_sigaction new", &|p| sys!(RT_SIGACTION, SIGUSR1, p, 0, 8)),
+        ("rt_sigprocmask new", &|p| {
+            sys!(RT_SIGPROCMASK, SIG_BLOCK, p, 0, 8)
+        }),
+        ("rt_sigaction new", &|p| {
+            sys!(RT_SIGACTION, SIGUSR1, p, 0, 8)
+        }),
     ];
     check(t, word, &calls, address);
-    t.is("pointers: nothing was written", sys!(LSEEK, fds.file, 0, SEEK_END), end);
+    t.is(
+        "pointers: nothing was written",
+        sys!(LSEEK, fds.file, 0, SEEK_END),
+        end,
+    );
     // An unaligned futex word is EINVAL before it is looked at; the addresses here are aligned or not.
     if address.is_multiple_of(4) {
-        check(t, word, &[("futex", &|p| sys!(FUTEX, p, FUTEX_WAIT, 0, 0))], address);
+        check(
+            t,
+            word,
+            &[("futex", &|p| sys!(FUTEX, p, FUTEX_WAIT, 0, 0))],
+            address,
+        );
     }
 }
 
@@ -133,17 +175,46 @@ fn crossing(t: &mut Suite, fds: &Fds) {
     let pages = map(2, RW);
     unmap_pages(pages + PAGE, 1);
     let edge = pages + PAGE - 8;
-    t.is("crossing: a short string at the edge", sys!(OPEN, copy(edge, b"/no-suc\0"), O_RDONLY, 0), Errno::ENOENT.raw());
-    t.is("crossing: a string over the edge", sys!(OPEN, copy(edge, b"/no-such"), O_RDONLY, 0), Errno::EFAULT.raw());
-    t.is("crossing: a structure over the edge", sys!(FSTAT, fds.file, edge), Errno::EFAULT.raw());
-    t.is("crossing: uname over the edge", sys!(UNAME, edge), Errno::EFAULT.raw());
+    t.is(
+        "crossing: a short string at the edge",
+        sys!(OPEN, copy(edge, b"/no-suc\0"), O_RDONLY, 0),
+        Errno::ENOENT.raw(),
+    );
+    t.is(
+        "crossing: a string over the edge",
+        sys!(OPEN, copy(edge, b"/no-such"), O_RDONLY, 0),
+        Errno::EFAULT.raw(),
+    );
+    t.is(
+        "crossing: a structure over the edge",
+        sys!(FSTAT, fds.file, edge),
+        Errno::EFAULT.raw(),
+    );
+    t.is(
+        "crossing: uname over the edge",
+        sys!(UNAME, edge),
+        Errno::EFAULT.raw(),
+    );
     let part = sys!(READ, fds.zero, edge, 16);
-    t.ok("crossing: read, the part that fits or EFAULT", part == 8 || part == Errno::EFAULT.raw());
+    t.ok(
+        "crossing: read, the part that fits or EFAULT",
+        part == 8 || part == Errno::EFAULT.raw(),
+    );
     let part = sys!(WRITE, fds.w, edge, 16);
-    t.ok("crossing: write, the part that fits or EFAULT", part == 8 || part == Errno::EFAULT.raw());
+    t.ok(
+        "crossing: write, the part that fits or EFAULT",
+        part == 8 || part == Errno::EFAULT.raw(),
+    );
     let huge = sys!(READ, fds.zero, pages, 1usize << 62);
-    t.ok("crossing: read of a huge length", huge == PAGE as isize || huge == Errno::EFAULT.raw());
-    t.is("crossing: read into all of memory", sys!(READ, fds.zero, 0x1000, isize::MAX), Errno::EFAULT.raw());
+    t.ok(
+        "crossing: read of a huge length",
+        huge == PAGE as isize || huge == Errno::EFAULT.raw(),
+    );
+    t.is(
+        "crossing: read into all of memory",
+        sys!(READ, fds.zero, 0x1000, isize::MAX),
+        Errno::EFAULT.raw(),
+    );
     unmap_pages(pages, 1);
 }
 

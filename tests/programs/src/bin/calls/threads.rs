@@ -30,13 +30,25 @@ fn basics(t: &mut Suite) {
     let tid = thread.start(note_ids, getpid() as usize);
     t.ok("clone: a thread", tid > 0 && tid != getpid());
     thread.join();
-    t.is("thread: one pid, own tid, shared memory", SEEN.swap(0, SeqCst) as isize, 2);
-    t.err("thread: no child to wait for", sys!(WAIT4, -1isize, 0, WALL, 0), Errno::ECHILD);
+    t.is(
+        "thread: one pid, own tid, shared memory",
+        SEEN.swap(0, SeqCst) as isize,
+        2,
+    );
+    t.err(
+        "thread: no child to wait for",
+        sys!(WAIT4, -1isize, 0, WALL, 0),
+        Errno::ECHILD,
+    );
     for _ in 0..50 {
         thread.start(note_ids, getpid() as usize);
         thread.join();
     }
-    t.is("thread: the stack can be used again", SEEN.swap(0, SeqCst) as isize, 2);
+    t.is(
+        "thread: the stack can be used again",
+        SEEN.swap(0, SeqCst) as isize,
+        2,
+    );
     thread.free();
 }
 
@@ -62,14 +74,22 @@ fn tls(t: &mut Suite) {
     let blocks = [111usize, 222, 333, 444];
     let mut old = 0usize;
     sys!(ARCH_PRCTL, ARCH_GET_FS, rt::sys::at_mut(&mut old));
-    t.is("arch_prctl: set FS", sys!(ARCH_PRCTL, ARCH_SET_FS, at(&blocks[0])), 0);
+    t.is(
+        "arch_prctl: set FS",
+        sys!(ARCH_PRCTL, ARCH_SET_FS, at(&blocks[0])),
+        0,
+    );
     let threads = [Thread::new(), Thread::new(), Thread::new()];
     for (thread, block) in threads.iter().zip(&blocks[1..]) {
         thread.start_with(FLAGS | CLONE_SETTLS, check_tls, *block, at(block));
     }
     check_tls(111);
     threads.iter().for_each(Thread::join);
-    t.is("clone: CLONE_SETTLS, an FS for each thread", SEEN.swap(0, SeqCst) as isize, 0);
+    t.is(
+        "clone: CLONE_SETTLS, an FS for each thread",
+        SEEN.swap(0, SeqCst) as isize,
+        0,
+    );
     let end = in_child(|| i32::from(tls_word() != 111));
     t.is("fork: FS is copied", end.number(), 0);
     sys!(ARCH_PRCTL, ARCH_SET_FS, old);
@@ -92,19 +112,56 @@ extern "C" fn sleep_on_word(_: usize) -> i32 {
 
 fn futexes(t: &mut Suite) {
     WORD.store(5, SeqCst);
-    t.err("futex: wait, value differs", futex_wait(&WORD, 4), Errno::EAGAIN);
+    t.err(
+        "futex: wait, value differs",
+        futex_wait(&WORD, 4),
+        Errno::EAGAIN,
+    );
     t.is("futex: wake nobody", futex_wake(&WORD, 10), 0);
-    let short = Timespec { sec: 0, nsec: 2_000_000 };
+    let short = Timespec {
+        sec: 0,
+        nsec: 2_000_000,
+    };
     let word = WORD.as_ptr();
     let before = rt::time::now_ns();
-    t.err("futex: wait, timeout", sys!(FUTEX, word, FUTEX_WAIT, 5, at(&short)), Errno::ETIMEDOUT);
-    t.ok("futex: not before the timeout", rt::time::now_ns() - before >= 2_000_000);
-    let bad = Timespec { sec: 0, nsec: 1_000_000_000 };
-    t.err("futex: bad timeout", sys!(FUTEX, word, FUTEX_WAIT, 5, at(&bad)), Errno::EINVAL);
-    t.err("futex: not aligned", sys!(FUTEX, word as usize + 1, FUTEX_WAIT, 0, 0), Errno::EINVAL);
-    t.err("futex: unmapped", sys!(FUTEX, 8, FUTEX_WAIT, 0, 0), Errno::EFAULT);
-    t.err("futex: kernel address", sys!(FUTEX, 0xffff_8000_0000_0000usize, FUTEX_WAKE, 1, 0), Errno::EFAULT);
-    t.err("futex: unknown operation", sys!(FUTEX, word, 99, 0, 0), Errno::ENOSYS);
+    t.err(
+        "futex: wait, timeout",
+        sys!(FUTEX, word, FUTEX_WAIT, 5, at(&short)),
+        Errno::ETIMEDOUT,
+    );
+    t.ok(
+        "futex: not before the timeout",
+        rt::time::now_ns() - before >= 2_000_000,
+    );
+    let bad = Timespec {
+        sec: 0,
+        nsec: 1_000_000_000,
+    };
+    t.err(
+        "futex: bad timeout",
+        sys!(FUTEX, word, FUTEX_WAIT, 5, at(&bad)),
+        Errno::EINVAL,
+    );
+    t.err(
+        "futex: not aligned",
+        sys!(FUTEX, word as usize + 1, FUTEX_WAIT, 0, 0),
+        Errno::EINVAL,
+    );
+    t.err(
+        "futex: unmapped",
+        sys!(FUTEX, 8, FUTEX_WAIT, 0, 0),
+        Errno::EFAULT,
+    );
+    t.err(
+        "futex: kernel address",
+        sys!(FUTEX, 0xffff_8000_0000_0000usize, FUTEX_WAKE, 1, 0),
+        Errno::EFAULT,
+    );
+    t.err(
+        "futex: unknown operation",
+        sys!(FUTEX, word, 99, 0, 0),
+        Errno::ENOSYS,
+    );
     WORD.store(0, SeqCst);
     let thread = Thread::new();
     thread.start(wake_later, 1);
@@ -190,12 +247,19 @@ extern "C" fn count(rounds: usize) -> i32 {
 fn counting(t: &mut Suite) {
     const ROUNDS: usize = 2000;
     let threads: [Thread; 8] = core::array::from_fn(|_| Thread::new());
-    let started = threads.iter().filter(|thread| thread.start(count, ROUNDS) > 0).count();
+    let started = threads
+        .iter()
+        .filter(|thread| thread.start(count, ROUNDS) > 0)
+        .count();
     t.is("clone: 8 threads", started as isize, 8);
     threads.iter().for_each(Thread::join);
     // SAFETY: all threads have ended.
     let total = unsafe { core::ptr::read_volatile(&raw const COUNTER) };
-    t.is("futex: a mutex counts right", total as isize, (8 * ROUNDS) as isize);
+    t.is(
+        "futex: a mutex counts right",
+        total as isize,
+        (8 * ROUNDS) as isize,
+    );
     threads.into_iter().for_each(Thread::free);
 }
 
@@ -258,8 +322,16 @@ fn endings(t: &mut Suite, args: &Args) {
         })
         .number()
     };
-    t.is("exit_group: from a thread", with_threads([forever, spin, exit_all], 21), 21);
-    t.is("fault: in a thread ends the process", with_threads([forever, spin, fault], 0), 1000 + SIGSEGV as isize);
+    t.is(
+        "exit_group: from a thread",
+        with_threads([forever, spin, exit_all], 21),
+        21,
+    );
+    t.is(
+        "fault: in a thread ends the process",
+        with_threads([forever, spin, fault], 0),
+        1000 + SIGSEGV as isize,
+    );
     let end = in_child(|| {
         let thread = Thread::new();
         thread.start(forever, 0);
@@ -271,7 +343,11 @@ fn endings(t: &mut Suite, args: &Args) {
         thread.start(outlive, 23);
         process::exit_thread(24)
     });
-    t.is("exit: the first thread ends first, the last one's code counts", end.number(), 23);
+    t.is(
+        "exit: the first thread ends first, the last one's code counts",
+        end.number(),
+        23,
+    );
     let child = process::fork(|| {
         let thread = Thread::new();
         thread.start(spin, 0);
@@ -279,11 +355,19 @@ fn endings(t: &mut Suite, args: &Args) {
     });
     rt::time::sleep_ns(2_000_000);
     rt::signal::kill(child, SIGKILL);
-    t.is("kill: all threads", process::wait(child).number(), 1000 + SIGKILL as isize);
+    t.is(
+        "kill: all threads",
+        process::wait(child).number(),
+        1000 + SIGKILL as isize,
+    );
     let thread = Thread::new();
     thread.start(fork_here, 0);
     thread.join();
-    t.is("fork: from a thread, the child has one", SEEN.swap(0, SeqCst) as isize, 1);
+    t.is(
+        "fork: from a thread, the child has one",
+        SEEN.swap(0, SeqCst) as isize,
+        1,
+    );
     thread.free();
     PATH.store(args.execfn().as_ptr() as usize, SeqCst);
     let end = in_child(|| {
@@ -293,7 +377,11 @@ fn endings(t: &mut Suite, args: &Args) {
         threads[1].start(exec_here, 0);
         forever(0)
     });
-    t.is("execve: from a thread, under the process's pid", end.number(), 42);
+    t.is(
+        "execve: from a thread, under the process's pid",
+        end.number(),
+        42,
+    );
     let end = in_child(|| {
         let (r, w) = crate::pipes::pipe(0);
         let thread = Thread::new();
@@ -302,7 +390,11 @@ fn endings(t: &mut Suite, args: &Args) {
         thread.join();
         i32::from(write(w, b"x") != 1 || r < 0)
     });
-    t.is("clone: without CLONE_FILES, own descriptors", end.number(), 0);
+    t.is(
+        "clone: without CLONE_FILES, own descriptors",
+        end.number(),
+        0,
+    );
     t.ok("threads: own stack size", thread::STACK == 65536);
 }
 

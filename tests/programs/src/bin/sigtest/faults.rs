@@ -25,7 +25,9 @@ fn write_down(signal: i32, info: &Siginfo, context: &Ucontext) {
         context.regs[reg::ERR] as usize,
         context.regs[reg::CR2] as usize,
     ];
-    SAW.iter().zip(seen).for_each(|(slot, value)| slot.store(value, SeqCst));
+    SAW.iter()
+        .zip(seen)
+        .for_each(|(slot, value)| slot.store(value, SeqCst));
 }
 
 /// Continues at the address that the faulting code left in [`RESUME`].
@@ -79,7 +81,13 @@ fn expect(t: &mut Suite, name: &str, signal: i32, code: isize, address: usize) {
 
 fn codes(t: &mut Suite) {
     skipping!(64usize, "mov ecx, [rax]");
-    expect(t, "read of an unmapped address: SIGSEGV, MAPERR, address", SIGSEGV, 1, 64);
+    expect(
+        t,
+        "read of an unmapped address: SIGSEGV, MAPERR, address",
+        SIGSEGV,
+        1,
+        64,
+    );
     t.is("read fault: trap 14", saw(3), 14);
     t.is("read fault: error code, user", saw(4), 4);
     t.is("read fault: cr2", saw(5), 64);
@@ -97,16 +105,33 @@ fn codes(t: &mut Suite) {
     sys!(MUNMAP, page, PAGE);
     // Linux tells nothing about kernel addresses but that they are not the program's.
     skipping!(0xffff_ffff_8000_0000usize, "mov cl, [rax]");
-    expect(t, "read of a kernel address", SIGSEGV, 1, 0xffff_ffff_8000_0000);
+    expect(
+        t,
+        "read of a kernel address",
+        SIGSEGV,
+        1,
+        0xffff_ffff_8000_0000,
+    );
     skipping!(0x8000_0000_0000_0000usize, "mov cl, [rax]");
     expect(t, "not canonical: SI_KERNEL, no address", SIGSEGV, 128, 0);
     skipping!(0usize, "hlt");
     expect(t, "privileged instruction: SI_KERNEL", SIGSEGV, 128, 0);
     t.is("privileged instruction: trap 13", saw(3), 13);
-    let file = sys!(OPEN, c"/tmp/tine-sigtest".as_ptr(), O_RDWR | O_CREAT | O_TRUNC, 0o600);
+    let file = sys!(
+        OPEN,
+        c"/tmp/tine-sigtest".as_ptr(),
+        O_RDWR | O_CREAT | O_TRUNC,
+        0o600
+    );
     let beyond = sys!(MMAP, 0, PAGE, PROT_READ, MAP_SHARED, file, 0) as usize;
     skipping!(beyond + 16, "mov cl, [rax]");
-    expect(t, "beyond the end of a file: SIGBUS, ADRERR", SIGBUS, 2, beyond + 16);
+    expect(
+        t,
+        "beyond the end of a file: SIGBUS, ADRERR",
+        SIGBUS,
+        2,
+        beyond + 16,
+    );
     sys!(MUNMAP, beyond, PAGE);
     sys!(CLOSE, file);
     sys!(UNLINK, c"/tmp/tine-sigtest".as_ptr());
@@ -116,7 +141,10 @@ fn arithmetic(t: &mut Suite) {
     skipping!(1usize, "xor ecx, ecx", "xor edx, edx", "3: div ecx");
     t.is("division by zero: SIGFPE", saw(0), SIGFPE as isize);
     t.is("division by zero: INTDIV", saw(1), 1);
-    t.ok("division by zero: address of the instruction", saw(2) as usize + 2 == RESUME.load(SeqCst));
+    t.ok(
+        "division by zero: address of the instruction",
+        saw(2) as usize + 2 == RESUME.load(SeqCst),
+    );
     skipping!(1usize, "ud2");
     t.is("ud2: SIGILL", saw(0), SIGILL as isize);
     t.is("ud2: ILLOPN", saw(1), 2);
@@ -139,8 +167,15 @@ fn repairs(t: &mut Suite) {
             fine &= byte.read_volatile() == i as u8;
         }
     }
-    t.ok("repair: a handler maps the page and the access succeeds", fine);
-    t.is("repair: the last address", saw(2), (pages + 15 * PAGE + 7) as isize);
+    t.ok(
+        "repair: a handler maps the page and the access succeeds",
+        fine,
+    );
+    t.is(
+        "repair: the last address",
+        saw(2),
+        (pages + 15 * PAGE + 7) as isize,
+    );
     sys!(MUNMAP, pages, 16 * PAGE);
     handle(SIGSEGV, skip, 0, 0);
 }
@@ -166,13 +201,21 @@ fn fatal(t: &mut Suite) {
         fault();
         0
     });
-    t.is("fault: with its signal blocked kills", blocked.number(), segv);
+    t.is(
+        "fault: with its signal blocked kills",
+        blocked.number(),
+        segv,
+    );
     let ignored = in_child(|| {
         signal::action(SIGSEGV, SIG_IGN, 0, 0);
         fault();
         0
     });
-    t.is("fault: with its signal ignored kills", ignored.number(), segv);
+    t.is(
+        "fault: with its signal ignored kills",
+        ignored.number(),
+        segv,
+    );
     let twice = in_child(|| {
         handle(SIGSEGV, fault_again, 0, 0);
         fault();
@@ -189,7 +232,11 @@ fn fatal(t: &mut Suite) {
         }
         0
     });
-    t.is("handler: no stack for its frame kills", no_stack.number(), segv);
+    t.is(
+        "handler: no stack for its frame kills",
+        no_stack.number(),
+        segv,
+    );
     let wild = in_child(|| {
         signal::action(SIGUSR1, 0xffff_8000_0000_0000, 0, 0);
         raise(SIGUSR1);
@@ -214,12 +261,20 @@ fn dig(depth: usize) -> usize {
     let frame = [depth; 512];
     // SAFETY: a local, read so that the frame stays.
     let here = unsafe { core::ptr::read_volatile(&frame[depth % 512]) };
-    if here == usize::MAX { 0 } else { here + dig(depth + 1) }
+    if here == usize::MAX {
+        0
+    } else {
+        here + dig(depth + 1)
+    }
 }
 
 fn alternate_stack(t: &mut Suite) {
     let memory = sys!(MMAP, 0, 8 * PAGE, RW, ANON, -1isize, 0) as usize;
-    let stack = Stack { sp: memory, flags: 0, size: 8 * PAGE };
+    let stack = Stack {
+        sp: memory,
+        flags: 0,
+        size: 8 * PAGE,
+    };
     let got = sys!(SIGALTSTACK, at(&stack), 0);
     t.extra("sigaltstack", got, 0);
     if got == Errno::ENOSYS.raw() {
@@ -227,16 +282,31 @@ fn alternate_stack(t: &mut Suite) {
     }
     handle(SIGUSR1, on_other_stack, SA_ONSTACK, 0);
     raise(SIGUSR1);
-    t.ok("SA_ONSTACK: the handler ran there", (memory..memory + 8 * PAGE).contains(&DUG.load(SeqCst)));
+    t.ok(
+        "SA_ONSTACK: the handler ran there",
+        (memory..memory + 8 * PAGE).contains(&DUG.load(SeqCst)),
+    );
     let overflow = in_child(|| {
         handle(SIGSEGV, on_other_stack, SA_ONSTACK, 0);
         dig(0) as i32
     });
-    t.is("SA_ONSTACK: stack overflow is caught", overflow.number(), 55);
-    let mut old = Stack { sp: 0, flags: -1, size: 0 };
+    t.is(
+        "SA_ONSTACK: stack overflow is caught",
+        overflow.number(),
+        55,
+    );
+    let mut old = Stack {
+        sp: 0,
+        flags: -1,
+        size: 0,
+    };
     sys!(SIGALTSTACK, 0, at_mut(&mut old));
     t.is("sigaltstack: look", old.sp as isize, memory as isize);
-    let off = Stack { sp: 0, flags: 2, size: 0 };
+    let off = Stack {
+        sp: 0,
+        flags: 2,
+        size: 0,
+    };
     sys!(SIGALTSTACK, at(&off), 0);
     signal::action(SIGUSR1, SIG_DFL, 0, 0);
     sys!(MUNMAP, memory, 8 * PAGE);
@@ -271,14 +341,33 @@ fn tampered(index: usize, value: usize) -> isize {
 pub fn sigreturn(t: &mut Suite) {
     let segv = 1000 + SIGSEGV as isize;
     t.is("frame: untouched", tampered(99, 0), 0);
-    t.is("frame: rip in the kernel half", tampered(reg::RIP, 0xffff_ffff_8000_0000), segv);
-    t.is("frame: rip not canonical", tampered(reg::RIP, 0x8000_0000_0000), segv);
+    t.is(
+        "frame: rip in the kernel half",
+        tampered(reg::RIP, 0xffff_ffff_8000_0000),
+        segv,
+    );
+    t.is(
+        "frame: rip not canonical",
+        tampered(reg::RIP, 0x8000_0000_0000),
+        segv,
+    );
     t.is("frame: rip unmapped", tampered(reg::RIP, 0), segv);
     // A stack fault where the machine has that exception (SIGBUS), a general protection fault else.
     let stack = tampered(reg::RSP, 0x8000_0000_0000_0000);
-    t.ok("frame: rsp not canonical", stack == segv || stack == 1000 + SIGBUS as isize);
-    t.is("frame: flags with IOPL 3, interrupts off", tampered(reg::EFLAGS, 0x3002), 0);
-    t.is("frame: flags with NT and AC", tampered(reg::EFLAGS, 0x0004_4202), 0);
+    t.ok(
+        "frame: rsp not canonical",
+        stack == segv || stack == 1000 + SIGBUS as isize,
+    );
+    t.is(
+        "frame: flags with IOPL 3, interrupts off",
+        tampered(reg::EFLAGS, 0x3002),
+        0,
+    );
+    t.is(
+        "frame: flags with NT and AC",
+        tampered(reg::EFLAGS, 0x0004_4202),
+        0,
+    );
     let no_frame = in_child(|| {
         // SAFETY: the process dies: rsp points to no frame.
         unsafe { core::arch::asm!("mov rsp, 0x1000", "mov eax, 15", "syscall", "ud2") };
@@ -290,13 +379,21 @@ pub fn sigreturn(t: &mut Suite) {
         unsafe { core::arch::asm!("mov rsp, -65536", "mov eax, 15", "syscall", "ud2") };
         0
     });
-    t.is("rt_sigreturn: frame in the kernel half", kernel_frame.number(), segv);
+    t.is(
+        "rt_sigreturn: frame in the kernel half",
+        kernel_frame.number(),
+        segv,
+    );
     let end = in_child(|| {
         handle(SIGUSR1, tamper_fpstate, 0, 0);
         raise(SIGUSR1);
         0
     });
-    t.is("frame: vector state at a kernel address", end.number(), segv);
+    t.is(
+        "frame: vector state at a kernel address",
+        end.number(),
+        segv,
+    );
     let end = in_child(|| {
         handle(SIGUSR1, no_fpstate, 0, 0);
         raise(SIGUSR1);

@@ -68,30 +68,93 @@ fn default(signal: i32) {
 }
 
 fn actions(t: &mut Suite) {
-    t.is("rt_sigaction: set", handle(SIGUSR1, note, SA_RESTART, bit(SIGUSR2)), 0);
+    t.is(
+        "rt_sigaction: set",
+        handle(SIGUSR1, note, SA_RESTART, bit(SIGUSR2)),
+        0,
+    );
     let now = signal::get_action(SIGUSR1);
-    t.is("rt_sigaction: get the handler", now.handler as isize, note as *const () as isize);
-    t.is("rt_sigaction: get the flags", now.flags as isize, (SA_RESTART | SA_SIGINFO | SA_RESTORER) as isize);
-    t.is("rt_sigaction: get the mask", now.mask as isize, bit(SIGUSR2) as isize);
+    t.is(
+        "rt_sigaction: get the handler",
+        now.handler as isize,
+        note as *const () as isize,
+    );
+    t.is(
+        "rt_sigaction: get the flags",
+        now.flags as isize,
+        (SA_RESTART | SA_SIGINFO | SA_RESTORER) as isize,
+    );
+    t.is(
+        "rt_sigaction: get the mask",
+        now.mask as isize,
+        bit(SIGUSR2) as isize,
+    );
     let mut old = Sigaction::default();
-    let new = Sigaction { handler: SIG_IGN, ..Default::default() };
-    t.is("rt_sigaction: set and get", sys!(RT_SIGACTION, SIGUSR1, at(&new), at_mut(&mut old), 8), 0);
-    t.is("rt_sigaction: the old one", old.handler as isize, note as *const () as isize);
+    let new = Sigaction {
+        handler: SIG_IGN,
+        ..Default::default()
+    };
+    t.is(
+        "rt_sigaction: set and get",
+        sys!(RT_SIGACTION, SIGUSR1, at(&new), at_mut(&mut old), 8),
+        0,
+    );
+    t.is(
+        "rt_sigaction: the old one",
+        old.handler as isize,
+        note as *const () as isize,
+    );
     for signal in [SIGKILL, SIGSTOP] {
-        t.err("rt_sigaction: SIGKILL and SIGSTOP", signal::action(signal, SIG_IGN, 0, 0), Errno::EINVAL);
-        t.is("rt_sigaction: looking at them", signal::get_action(signal).handler as isize, 0);
+        t.err(
+            "rt_sigaction: SIGKILL and SIGSTOP",
+            signal::action(signal, SIG_IGN, 0, 0),
+            Errno::EINVAL,
+        );
+        t.is(
+            "rt_sigaction: looking at them",
+            signal::get_action(signal).handler as isize,
+            0,
+        );
     }
     for signal in [0, 65, -1, 1000] {
-        t.err("rt_sigaction: no such signal", signal::action(signal, SIG_IGN, 0, 0), Errno::EINVAL);
+        t.err(
+            "rt_sigaction: no such signal",
+            signal::action(signal, SIG_IGN, 0, 0),
+            Errno::EINVAL,
+        );
     }
-    t.err("rt_sigaction: mask size", sys!(RT_SIGACTION, SIGUSR1, 0, 0, 4), Errno::EINVAL);
-    t.err("rt_sigprocmask: mask size", sys!(RT_SIGPROCMASK, SIG_BLOCK, 0, 0, 4), Errno::EINVAL);
-    t.err("rt_sigprocmask: unknown change", sys!(RT_SIGPROCMASK, 9, at(&0u64), 0, 8), Errno::EINVAL);
-    t.is("rt_sigprocmask: unknown change of nothing", sys!(RT_SIGPROCMASK, 9, 0, 0, 8), 0);
-    let blocked = Sigaction { handler: SIG_IGN, mask: u64::MAX, ..Default::default() };
+    t.err(
+        "rt_sigaction: mask size",
+        sys!(RT_SIGACTION, SIGUSR1, 0, 0, 4),
+        Errno::EINVAL,
+    );
+    t.err(
+        "rt_sigprocmask: mask size",
+        sys!(RT_SIGPROCMASK, SIG_BLOCK, 0, 0, 4),
+        Errno::EINVAL,
+    );
+    t.err(
+        "rt_sigprocmask: unknown change",
+        sys!(RT_SIGPROCMASK, 9, at(&0u64), 0, 8),
+        Errno::EINVAL,
+    );
+    t.is(
+        "rt_sigprocmask: unknown change of nothing",
+        sys!(RT_SIGPROCMASK, 9, 0, 0, 8),
+        0,
+    );
+    let blocked = Sigaction {
+        handler: SIG_IGN,
+        mask: u64::MAX,
+        ..Default::default()
+    };
     sys!(RT_SIGACTION, SIGUSR1, at(&blocked), 0, 8);
     let kept = !(bit(SIGKILL) | bit(SIGSTOP));
-    t.is("rt_sigaction: SIGKILL and SIGSTOP leave the mask", signal::get_action(SIGUSR1).mask as isize, kept as isize);
+    t.is(
+        "rt_sigaction: SIGKILL and SIGSTOP leave the mask",
+        signal::get_action(SIGUSR1).mask as isize,
+        kept as isize,
+    );
     default(SIGUSR1);
 }
 
@@ -99,7 +162,11 @@ fn delivery(t: &mut Suite) {
     handle(SIGUSR1, note, 0, 0);
     t.is("kill: itself", raise(SIGUSR1), 0);
     t.is("handler: ran before kill returned", runs(), 1);
-    t.is("handler: signal number", LAST[0].load(SeqCst) as isize, SIGUSR1 as isize);
+    t.is(
+        "handler: signal number",
+        LAST[0].load(SeqCst) as isize,
+        SIGUSR1 as isize,
+    );
     t.is("handler: SI_USER", LAST[1].load(SeqCst) as isize, 0);
     t.is("handler: sender", LAST[2].load(SeqCst) as isize, getpid());
     for _ in 0..1000 {
@@ -110,16 +177,28 @@ fn delivery(t: &mut Suite) {
     let child = process::fork(|| kill(parent, SIGUSR1) as i32);
     t.is("kill: by a child", process::wait(child).number(), 0);
     t.is("handler: ran once", runs(), 1);
-    t.is("handler: the child is the sender", LAST[2].load(SeqCst) as isize, child);
+    t.is(
+        "handler: the child is the sender",
+        LAST[2].load(SeqCst) as isize,
+        child,
+    );
     handle(SIGUSR1, note, SA_RESETHAND, 0);
     raise(SIGUSR1);
     t.is("SA_RESETHAND: ran once", runs(), 1);
-    t.is("SA_RESETHAND: default afterwards", signal::get_action(SIGUSR1).handler as isize, 0);
+    t.is(
+        "SA_RESETHAND: default afterwards",
+        signal::get_action(SIGUSR1).handler as isize,
+        0,
+    );
     signal::action(SIGUSR1, SIG_IGN, 0, 0);
     raise(SIGUSR1);
     t.is("SIG_IGN: nothing happens", runs(), 0);
     default(SIGUSR1);
-    t.is("SIG_DFL: SIGUSR1 kills", in_child(|| raise(SIGUSR1) as i32).number(), 1000 + SIGUSR1 as isize);
+    t.is(
+        "SIG_DFL: SIGUSR1 kills",
+        in_child(|| raise(SIGUSR1) as i32).number(),
+        1000 + SIGUSR1 as isize,
+    );
     let caught = in_child(|| {
         handle(SIGTERM, note, 0, 0);
         raise(SIGTERM);
@@ -127,7 +206,11 @@ fn delivery(t: &mut Suite) {
         raise(SIGKILL);
         survived as i32
     });
-    t.is("SIGKILL: cannot be caught", caught.number(), 1000 + SIGKILL as isize);
+    t.is(
+        "SIGKILL: cannot be caught",
+        caught.number(),
+        1000 + SIGKILL as isize,
+    );
 }
 
 fn pending() -> isize {
@@ -140,7 +223,11 @@ fn masks(t: &mut Suite) {
     handle(SIGUSR1, note, 0, 0);
     handle(SIGUSR2, note, 0, 0);
     set_mask(0);
-    t.is("rt_sigprocmask: block", change_mask(SIG_BLOCK, bit(SIGUSR1)) as isize, 0);
+    t.is(
+        "rt_sigprocmask: block",
+        change_mask(SIG_BLOCK, bit(SIGUSR1)) as isize,
+        0,
+    );
     raise(SIGUSR1);
     t.is("blocked: not delivered", runs(), 0);
     t.extra("rt_sigpending", pending(), bit(SIGUSR1) as isize);
@@ -149,12 +236,24 @@ fn masks(t: &mut Suite) {
     t.is("blocked: others are delivered", runs(), 1);
     change_mask(SIG_UNBLOCK, bit(SIGUSR1));
     t.is("unblocked: delivered once", runs(), 1);
-    t.is("unblocked: the right one", LAST[0].load(SeqCst) as isize, SIGUSR1 as isize);
+    t.is(
+        "unblocked: the right one",
+        LAST[0].load(SeqCst) as isize,
+        SIGUSR1 as isize,
+    );
     t.extra("rt_sigpending: nothing", pending(), 0);
     set_mask(u64::MAX);
-    t.is("mask: SIGKILL and SIGSTOP cannot be blocked", signal::mask() as isize, !(bit(SIGKILL) | bit(SIGSTOP)) as isize);
+    t.is(
+        "mask: SIGKILL and SIGSTOP cannot be blocked",
+        signal::mask() as isize,
+        !(bit(SIGKILL) | bit(SIGSTOP)) as isize,
+    );
     let killed = in_child(|| raise(SIGKILL) as i32);
-    t.is("SIGKILL: with everything blocked", killed.number(), 1000 + SIGKILL as isize);
+    t.is(
+        "SIGKILL: with everything blocked",
+        killed.number(),
+        1000 + SIGKILL as isize,
+    );
     raise(SIGUSR1);
     signal::action(SIGUSR1, SIG_IGN, 0, 0);
     handle(SIGUSR1, note, 0, 0);
@@ -167,7 +266,11 @@ fn masks(t: &mut Suite) {
         set_mask(0);
         1
     });
-    t.is("pending: the default action on unblocking", pending_kill.number(), 1000 + SIGUSR1 as isize);
+    t.is(
+        "pending: the default action on unblocking",
+        pending_kill.number(),
+        1000 + SIGUSR1 as isize,
+    );
     set_mask(0);
     default(SIGUSR2);
 }
@@ -194,11 +297,19 @@ fn nesting(t: &mut Suite) {
     handle(SIGUSR1, note, 0, bit(SIGUSR2));
     raise(SIGUSR1);
     let both = (bit(SIGUSR1) | bit(SIGUSR2)) as isize;
-    t.is("handler: its signal and its mask are blocked", LAST_MASK.load(SeqCst) as isize, both);
+    t.is(
+        "handler: its signal and its mask are blocked",
+        LAST_MASK.load(SeqCst) as isize,
+        both,
+    );
     t.is("handler: the mask is restored", signal::mask() as isize, 0);
     handle(SIGUSR1, note, SA_NODEFER, 0);
     raise(SIGUSR1);
-    t.is("SA_NODEFER: its signal is not blocked", LAST_MASK.load(SeqCst) as isize, 0);
+    t.is(
+        "SA_NODEFER: its signal is not blocked",
+        LAST_MASK.load(SeqCst) as isize,
+        0,
+    );
     runs();
     handle(SIGUSR1, raise_other, 0, 0);
     handle(SIGUSR2, note, 0, 0);
@@ -212,7 +323,11 @@ fn nesting(t: &mut Suite) {
     t.is("nested: one after the other without", runs(), 5);
     handle(SIGUSR1, change_saved_mask, 0, 0);
     raise(SIGUSR1);
-    t.is("rt_sigreturn: takes the mask from the frame", set_mask(0) as isize, bit(SIGHUP) as isize);
+    t.is(
+        "rt_sigreturn: takes the mask from the frame",
+        set_mask(0) as isize,
+        bit(SIGHUP) as isize,
+    );
     default(SIGUSR1);
     default(SIGUSR2);
 }
@@ -273,10 +388,22 @@ fn registers_around(signal: i32) -> isize {
 
 fn registers(t: &mut Suite) {
     handle(SIGUSR1, spoil, 0, 0);
-    t.is("registers: kept across a handler", registers_around(SIGUSR1), 0);
+    t.is(
+        "registers: kept across a handler",
+        registers_around(SIGUSR1),
+        0,
+    );
     t.is("registers: the handler ran", runs(), 1);
-    t.is("registers: the direction flag is clear in a handler", LAST[1].load(SeqCst) as isize, 0);
-    t.is("registers: kept across a call without a signal", registers_around(0), 0);
+    t.is(
+        "registers: the direction flag is clear in a handler",
+        LAST[1].load(SeqCst) as isize,
+        0,
+    );
+    t.is(
+        "registers: kept across a call without a signal",
+        registers_around(0),
+        0,
+    );
     default(SIGUSR1);
 }
 
@@ -291,7 +418,11 @@ fn inheritance(t: &mut Suite) {
         raise(SIGUSR1);
         i32::from(!(mask && !pending && runs() == 1))
     });
-    t.is("fork: handler and mask are inherited, pending signals are not", end.number(), 0);
+    t.is(
+        "fork: handler and mask are inherited, pending signals are not",
+        end.number(),
+        0,
+    );
     set_mask(0);
     t.is("fork: the parent's signal is still pending", runs(), 1);
     default(SIGUSR1);
@@ -315,7 +446,9 @@ fn queue(t: &mut Suite) {
     // whose frame was built last, unless its mask holds the others back, as here.
     let low = SIGUSR1 as usize;
     let (rt, rt1) = (SIGRTMIN as usize, SIGRTMIN as usize + 1);
-    let want = [low, rt, rt, rt, rt1, rt1, rt1].iter().fold(0, |sum, s| sum << 8 | s);
+    let want = [low, rt, rt, rt, rt1, rt1, rt1]
+        .iter()
+        .fold(0, |sum, s| sum << 8 | s);
     t.is("queue: lowest number first", order as isize, want as isize);
     for signal in [SIGUSR1, SIGRTMIN, SIGRTMIN + 1] {
         default(signal);

@@ -25,19 +25,39 @@ pub fn children(t: &mut Suite) {
     t.is("SIGCHLD: pid", LAST[2].load(SeqCst) as isize, child);
     t.is("SIGCHLD: status", STATUS.load(SeqCst) as isize, 7);
     let child = fork(|| raise(SIGKILL) as i32);
-    t.is("SIGCHLD: killed child", wait(child).number(), 1000 + SIGKILL as isize);
+    t.is(
+        "SIGCHLD: killed child",
+        wait(child).number(),
+        1000 + SIGKILL as isize,
+    );
     t.is("SIGCHLD: handler ran again", runs(), 1);
     t.is("SIGCHLD: CLD_KILLED", LAST[1].load(SeqCst) as isize, 2);
-    t.is("SIGCHLD: status is the signal", STATUS.load(SeqCst) as isize, SIGKILL as isize);
+    t.is(
+        "SIGCHLD: status is the signal",
+        STATUS.load(SeqCst) as isize,
+        SIGKILL as isize,
+    );
     signal::action(SIGCHLD, SIG_IGN, 0, 0);
     let child = fork(|| 1);
-    t.err("SIGCHLD ignored: children are reaped at once", wait(child).number(), Errno::ECHILD);
+    t.err(
+        "SIGCHLD ignored: children are reaped at once",
+        wait(child).number(),
+        Errno::ECHILD,
+    );
     signal::action(SIGCHLD, SIG_DFL, SA_NOCLDWAIT, 0);
     let child = fork(|| 1);
-    t.err("SA_NOCLDWAIT: the same", wait(child).number(), Errno::ECHILD);
+    t.err(
+        "SA_NOCLDWAIT: the same",
+        wait(child).number(),
+        Errno::ECHILD,
+    );
     signal::action(SIGCHLD, SIG_DFL, 0, 0);
     let child = fork(|| 9);
-    t.is("SIGCHLD default: the child waits to be reaped", wait(child).number(), 9);
+    t.is(
+        "SIGCHLD default: the child waits to be reaped",
+        wait(child).number(),
+        9,
+    );
     handle(SIGUSR2, note, 0, 0);
     let quiet = sys!(CLONE, SIGUSR2, 0, 0, 0, 0);
     if quiet == 0 {
@@ -78,13 +98,24 @@ fn interrupted_by(flags: usize, call: impl FnOnce() -> isize) -> isize {
 }
 
 pub fn interrupted(t: &mut Suite) {
-    t.err("pause: EINTR", interrupted_by(0, || sys!(PAUSE)), Errno::EINTR);
-    t.err("pause: EINTR in spite of SA_RESTART", interrupted_by(SA_RESTART, || sys!(PAUSE)), Errno::EINTR);
+    t.err(
+        "pause: EINTR",
+        interrupted_by(0, || sys!(PAUSE)),
+        Errno::EINTR,
+    );
+    t.err(
+        "pause: EINTR in spite of SA_RESTART",
+        interrupted_by(SA_RESTART, || sys!(PAUSE)),
+        Errno::EINTR,
+    );
     let mut left = Timespec::default();
     let long = Timespec { sec: 1000, nsec: 0 };
     let slept = interrupted_by(0, || sys!(NANOSLEEP, at(&long), at_mut(&mut left)));
     t.err("nanosleep: EINTR", slept, Errno::EINTR);
-    t.ok("nanosleep: what is left", left.sec == 999 && (1..1_000_000_000).contains(&left.nsec));
+    t.ok(
+        "nanosleep: what is left",
+        left.sec == 999 && (1..1_000_000_000).contains(&left.nsec),
+    );
     let mut fds = [0i32; 2];
     sys!(PIPE, at_mut(&mut fds));
     let mut byte = [0u8; 1];
@@ -137,7 +168,11 @@ fn pipe_restart(t: &mut Suite, fds: [i32; 2]) {
         sys!(WRITE, fds[1], at(b"!"), 1) as i32
     });
     let mut byte = [0u8; 1];
-    t.is("read: SA_RESTART", sys!(READ, fds[0], at_mut(&mut byte), 1), 1);
+    t.is(
+        "read: SA_RESTART",
+        sys!(READ, fds[0], at_mut(&mut byte), 1),
+        1,
+    );
     t.ok("read: handlers ran meanwhile", runs() >= 1);
     t.is("read: the sender", wait(child).number(), 1);
 }
@@ -152,7 +187,11 @@ fn wait_restart(t: &mut Suite) {
         13
     });
     let mut status = 0u32;
-    t.is("wait4: SA_RESTART", sys!(WAIT4, child, at_mut(&mut status), 0, 0), child);
+    t.is(
+        "wait4: SA_RESTART",
+        sys!(WAIT4, child, at_mut(&mut status), 0, 0),
+        child,
+    );
     t.is("wait4: a handler ran meanwhile", runs(), 1);
     t.is("wait4: status", (status >> 8) as isize, 13);
 }
@@ -161,15 +200,25 @@ fn ignored_does_not_interrupt(t: &mut Suite) {
     signal::action(SIGUSR1, SIG_IGN, 0, 0);
     let child = alarm(1);
     let before = rt::time::now_ns();
-    let ten = Timespec { sec: 0, nsec: 10_000_000 };
+    let ten = Timespec {
+        sec: 0,
+        nsec: 10_000_000,
+    };
     let slept = sys!(NANOSLEEP, at(&ten), 0);
     t.is("nanosleep: an ignored signal does not interrupt", slept, 0);
-    t.ok("nanosleep: all of it", rt::time::now_ns() - before >= 10_000_000);
+    t.ok(
+        "nanosleep: all of it",
+        rt::time::now_ns() - before >= 10_000_000,
+    );
     silence(child);
     let child = alarm(1);
     handle(SIGUSR1, note, 0, 0);
     set_mask(bit(SIGUSR1));
-    t.is("nanosleep: nor does a blocked one", sys!(NANOSLEEP, at(&ten), 0), 0);
+    t.is(
+        "nanosleep: nor does a blocked one",
+        sys!(NANOSLEEP, at(&ten), 0),
+        0,
+    );
     silence(child);
     set_mask(0);
     runs();
@@ -199,7 +248,11 @@ fn killed_asleep(t: &mut Suite) {
         });
         rt::time::sleep_ns(2_000_000);
         kill(child, SIGKILL);
-        t.is("SIGKILL: in a sleeping call", wait(child).number(), 1000 + SIGKILL as isize);
+        t.is(
+            "SIGKILL: in a sleeping call",
+            wait(child).number(),
+            1000 + SIGKILL as isize,
+        );
     }
     sys!(CLOSE, fds[0]);
     sys!(CLOSE, fds[1]);
@@ -237,7 +290,11 @@ pub fn threads(t: &mut Suite) {
         rt::time::sleep_ns(200_000);
         patience -= 1;
     }
-    t.is("threads: the one that does not block it takes it", HANDLED_BY.swap(0, SeqCst) as isize, tid);
+    t.is(
+        "threads: the one that does not block it takes it",
+        HANDLED_BY.swap(0, SeqCst) as isize,
+        tid,
+    );
     set_mask(0);
     let directed = sys!(TGKILL, getpid(), tid, SIGUSR1);
     t.extra("tgkill", directed, 0);
@@ -245,7 +302,11 @@ pub fn threads(t: &mut Suite) {
         while HANDLED_BY.load(SeqCst) == 0 {
             rt::time::sleep_ns(200_000);
         }
-        t.is("tgkill: that thread takes it", HANDLED_BY.swap(0, SeqCst) as isize, tid);
+        t.is(
+            "tgkill: that thread takes it",
+            HANDLED_BY.swap(0, SeqCst) as isize,
+            tid,
+        );
     }
     STOP.store(100, SeqCst);
     blocking.join();
@@ -260,5 +321,9 @@ pub fn threads(t: &mut Suite) {
         raise(SIGTERM);
         0
     });
-    t.is("threads: a fatal signal ends all", end.number(), 1000 + SIGTERM as isize);
+    t.is(
+        "threads: a fatal signal ends all",
+        end.number(),
+        1000 + SIGTERM as isize,
+    );
 }

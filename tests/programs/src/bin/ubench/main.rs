@@ -42,13 +42,35 @@ pub struct Bench {
 pub const FAILED: u64 = u64::MAX;
 
 /// A row that runs always.
-pub const fn bench(name: &'static str, ops: u32, batches: u32, run: fn(&Context, u32) -> u64) -> Bench {
-    Bench { name, ops, batches, heavy: false, run }
+pub const fn bench(
+    name: &'static str,
+    ops: u32,
+    batches: u32,
+    run: fn(&Context, u32) -> u64,
+) -> Bench {
+    Bench {
+        name,
+        ops,
+        batches,
+        heavy: false,
+        run,
+    }
 }
 
 /// A row that runs when named.
-pub const fn heavy(name: &'static str, ops: u32, batches: u32, run: fn(&Context, u32) -> u64) -> Bench {
-    Bench { name, ops, batches, heavy: true, run }
+pub const fn heavy(
+    name: &'static str,
+    ops: u32,
+    batches: u32,
+    run: fn(&Context, u32) -> u64,
+) -> Bench {
+    Bench {
+        name,
+        ops,
+        batches,
+        heavy: true,
+        run,
+    }
 }
 
 /// Times `op`, called `ops` times.
@@ -70,7 +92,9 @@ fn tiny_path(itself: &CStr) -> &'static CStr {
     // SAFETY: called once, before any thread.
     let tiny = unsafe { &mut *(&raw mut TINY) };
     let bytes = path.iter().take(dir).chain(b"tiny").take(255);
-    tiny.iter_mut().zip(bytes).for_each(|(slot, byte)| *slot = *byte);
+    tiny.iter_mut()
+        .zip(bytes)
+        .for_each(|(slot, byte)| *slot = *byte);
     CStr::from_bytes_until_nul(tiny).unwrap_or(c"")
 }
 
@@ -78,7 +102,10 @@ fn main(args: &Args) -> i32 {
     if args.get(1) == Some(c"@self") {
         return processes::exec_again(args);
     }
-    let context = Context { tiny: tiny_path(args.execfn()), itself: args.execfn() };
+    let context = Context {
+        tiny: tiny_path(args.execfn()),
+        itself: args.execfn(),
+    };
     rt::process::outside_init(|| run_all(args, &context))
 }
 
@@ -102,7 +129,10 @@ fn run_all(args: &Args, context: &Context) -> i32 {
             line.text(if bench.heavy { "(heavy)" } else { "" }).end();
             continue;
         }
-        let best = (0..bench.batches).map(|_| (bench.run)(context, bench.ops)).min().unwrap_or(FAILED);
+        let best = (0..bench.batches)
+            .map(|_| (bench.run)(context, bench.ops))
+            .min()
+            .unwrap_or(FAILED);
         if best == FAILED {
             failed += 1;
             line.text("FAILED").end();
@@ -110,13 +140,27 @@ fn run_all(args: &Args, context: &Context) -> i32 {
             line.dec((best / u64::from(bench.ops)) as i64).end();
         }
     }
-    Line::new().text("ubench: ").dec(ran).text(" measured, ").dec(failed).text(" failed").end();
+    Line::new()
+        .text("ubench: ")
+        .dec(ran)
+        .text(" measured, ")
+        .dec(failed)
+        .text(" failed")
+        .end();
     i32::from(failed != 0 || ran == 0)
 }
 
 /// Maps `pages` anonymous pages; 0 on failure.
 pub fn map(pages: usize) -> usize {
-    let at = sys!(MMAP, 0, pages * rt::abi::PAGE, rt::abi::RW, rt::abi::ANON, -1isize, 0);
+    let at = sys!(
+        MMAP,
+        0,
+        pages * rt::abi::PAGE,
+        rt::abi::RW,
+        rt::abi::ANON,
+        -1isize,
+        0
+    );
     if at < 0 { 0 } else { at as usize }
 }
 

@@ -46,11 +46,21 @@ pub const BENCHES: &[Bench] = &[
         cycles
     }),
     bench("mmap_shared_0", 100, 10, |c, n| with_others(c, n, 0, false)),
-    bench("mmap_shared_100", 100, 10, |c, n| with_others(c, n, 100, false)),
-    bench("mmap_shared_1000", 100, 5, |c, n| with_others(c, n, 1000, false)),
-    heavy("mmap_shared_6000", 100, 5, |c, n| with_others(c, n, 6000, false)),
-    bench("mmap_private_touched_0", 100, 10, |c, n| with_others(c, n, 0, true)),
-    heavy("mmap_private_touched_6000", 100, 5, |c, n| with_others(c, n, 6000, true)),
+    bench("mmap_shared_100", 100, 10, |c, n| {
+        with_others(c, n, 100, false)
+    }),
+    bench("mmap_shared_1000", 100, 5, |c, n| {
+        with_others(c, n, 1000, false)
+    }),
+    heavy("mmap_shared_6000", 100, 5, |c, n| {
+        with_others(c, n, 6000, false)
+    }),
+    bench("mmap_private_touched_0", 100, 10, |c, n| {
+        with_others(c, n, 0, true)
+    }),
+    heavy("mmap_private_touched_6000", 100, 5, |c, n| {
+        with_others(c, n, 6000, true)
+    }),
 ];
 
 /// Maps a page of a file; with `touched` privately and writing to it.
@@ -71,7 +81,15 @@ fn map_file(fd: isize, touched: bool) -> usize {
 /// neighbours from becoming one mapping.
 pub fn with_others(context: &Context, n: u32, others: usize, touched: bool) -> u64 {
     let fd = sys!(OPEN, context.tiny.as_ptr(), O_RDONLY, 0);
-    let area = sys!(MMAP, 0, (2 * others + 1) * PAGE, PROT_NONE, ANON | MAP_NORESERVE, -1isize, 0);
+    let area = sys!(
+        MMAP,
+        0,
+        (2 * others + 1) * PAGE,
+        PROT_NONE,
+        ANON | MAP_NORESERVE,
+        -1isize,
+        0
+    );
     if fd < 0 || area < 0 {
         return FAILED;
     }

@@ -76,12 +76,28 @@ fn with_areas(n: u32, areas: usize) -> u64 {
 fn with_file_maps(context: &Context, n: u32) -> u64 {
     const MAPS: usize = 6000;
     let fd = sys!(OPEN, context.tiny.as_ptr(), O_RDONLY, 0);
-    let at = sys!(MMAP, 0, 2 * MAPS * PAGE, PROT_NONE, ANON | MAP_NORESERVE, -1isize, 0);
+    let at = sys!(
+        MMAP,
+        0,
+        2 * MAPS * PAGE,
+        PROT_NONE,
+        ANON | MAP_NORESERVE,
+        -1isize,
+        0
+    );
     if fd < 0 || at < 0 {
         return FAILED;
     }
     for i in 0..MAPS {
-        sys!(MMAP, at as usize + 2 * i * PAGE, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+        sys!(
+            MMAP,
+            at as usize + 2 * i * PAGE,
+            PAGE,
+            PROT_READ,
+            MAP_SHARED | MAP_FIXED,
+            fd,
+            0
+        );
     }
     let cycles = fork_exit_wait(n);
     unmap(at as usize, 2 * MAPS);
@@ -111,7 +127,11 @@ fn batch(n: u32) -> (u64, u64) {
         fine &= pid > 0;
     });
     let waits = time(n, |_| fine &= sys!(WAIT4, -1isize, 0, 0, 0) > 0);
-    if fine { (forks, waits) } else { (FAILED, FAILED) }
+    if fine {
+        (forks, waits)
+    } else {
+        (FAILED, FAILED)
+    }
 }
 
 fn vfork_exec_wait(context: &Context, n: u32) -> u64 {
@@ -144,25 +164,46 @@ fn fork_exec_wait(context: &Context, n: u32) -> u64 {
 fn exec_self(context: &Context, n: u32) -> u64 {
     let run = |times: u8| {
         let left = [times, 0];
-        let argv = [context.itself.as_ptr() as usize, at(b"@self\0"), at(&left), 0];
+        let argv = [
+            context.itself.as_ptr() as usize,
+            at(b"@self\0"),
+            at(&left),
+            0,
+        ];
         let mut end = End::Exit(1);
         let cycles = time(1, |_| {
-            end = wait(vfork_exec(context.itself, argv.as_ptr(), argv.as_ptr().wrapping_add(3)));
+            end = wait(vfork_exec(
+                context.itself,
+                argv.as_ptr(),
+                argv.as_ptr().wrapping_add(3),
+            ));
         });
         if end == End::Exit(0) { cycles } else { FAILED }
     };
     let (none, all) = (run(1), run(n as u8 + 1));
-    if none == FAILED || all == FAILED { FAILED } else { all.saturating_sub(none) }
+    if none == FAILED || all == FAILED {
+        FAILED
+    } else {
+        all.saturating_sub(none)
+    }
 }
 
 /// The program executed by `exec_self`: the byte in its second argument says how often again, plus 1.
 pub fn exec_again(args: &Args) -> i32 {
-    let left = args.get(2).and_then(|a| a.to_bytes().first().copied()).unwrap_or(0);
+    let left = args
+        .get(2)
+        .and_then(|a| a.to_bytes().first().copied())
+        .unwrap_or(0);
     if left <= 1 {
         return i32::from(left != 1);
     }
     let next = [left - 1, 0];
-    let argv = [args.execfn().as_ptr() as usize, at(b"@self\0"), at(&next), 0];
+    let argv = [
+        args.execfn().as_ptr() as usize,
+        at(b"@self\0"),
+        at(&next),
+        0,
+    ];
     exec(args.execfn(), argv.as_ptr(), argv.as_ptr().wrapping_add(3));
     1
 }
@@ -208,7 +249,10 @@ fn many_threads(_: &Context, n: u32) -> u64 {
     let mut fine = true;
     let cycles = time(n, |_| {
         let ended = in_child(|| {
-            let started = stacks.iter().filter(|t| t.start_with(flags, sleep_forever, 0, 0) > 0).count();
+            let started = stacks
+                .iter()
+                .filter(|t| t.start_with(flags, sleep_forever, 0, 0) > 0)
+                .count();
             i32::from(started != 64)
         });
         fine &= ended == End::Exit(0);
@@ -239,7 +283,11 @@ fn at_depth(n: u32, depth: u32) -> u64 {
     // SAFETY: a shared page whose writer has ended.
     let cycles = unsafe { (page as *const u64).read_volatile() };
     sys!(MUNMAP, page, PAGE);
-    if ended == End::Exit(0) { cycles } else { FAILED }
+    if ended == End::Exit(0) {
+        cycles
+    } else {
+        FAILED
+    }
 }
 
 fn descend(depth: u32, n: u32, result: *mut u64) -> End {

@@ -10,7 +10,9 @@ use rt::sys::{at, at_mut};
 use rt::thread::{Thread, futex_wait, futex_wake};
 
 pub const BENCHES: &[Bench] = &[
-    bench("nothing", 1000, 5, |_, n| time(n, |_| core::hint::black_box(()))),
+    bench("nothing", 1000, 5, |_, n| {
+        time(n, |_| core::hint::black_box(()))
+    }),
     bench("getpid", 1000, 10, |_, n| {
         time(n, |_| {
             sys!(GETPID);
@@ -83,7 +85,11 @@ fn pin() {
     sys!(SCHED_GETAFFINITY, 0, 128, at_mut(&mut mask));
     let mut found = false;
     for word in &mut mask {
-        *word = if found { 0 } else { *word & word.wrapping_neg() };
+        *word = if found {
+            0
+        } else {
+            *word & word.wrapping_neg()
+        };
         found |= *word != 0;
     }
     sys!(SCHED_SETAFFINITY, 0, 128, at(&mask));
@@ -106,7 +112,11 @@ fn in_pinned_child(body: impl FnOnce() -> u64) -> u64 {
     // SAFETY: as above.
     let cycles = unsafe { result.read_volatile() };
     sys!(MUNMAP, page, PAGE);
-    if end == process::End::Exit(0) { cycles } else { FAILED }
+    if end == process::End::Exit(0) {
+        cycles
+    } else {
+        FAILED
+    }
 }
 
 /// Two processes on one CPU yield to each other; one operation is one yield, with its switch.
