@@ -236,20 +236,20 @@ impl KmemCache {
         arch::preempt_disable();
         let cpu = self.this_cpu();
         // SAFETY: preemption is off (INV-SHEAF-1); there is room below `capacity`.
-        let pushed = unsafe {
+        unsafe {
             let n = (*cpu).size;
-            let room = n < (*cpu).capacity && !is_remote(object);
-            if room {
-                (*cpu).size = n + 1;
-                bump(&(*cpu).frees);
-                Sheaf::objects((*cpu).main)
-                    .add(n as usize)
-                    .write(object.as_ptr());
+            if n >= (*cpu).capacity || is_remote(object) {
+                arch::preempt_enable();
+                return false;
             }
-            room
-        };
+            (*cpu).size = n + 1;
+            bump(&(*cpu).frees);
+            Sheaf::objects((*cpu).main)
+                .add(n as usize)
+                .write(object.as_ptr());
+        }
         arch::preempt_enable();
-        pushed
+        true
     }
 
     /// This CPU's part. Preemption is off, or the pointer is not used.

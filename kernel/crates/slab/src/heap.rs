@@ -1,5 +1,8 @@
 //! The kernel heap: one cache per size class, whole pages above.
 //!
+//! Problem: what has no cache of its own still needs memory. Mechanism: the size is rounded up to
+//! one of 13 classes; for a size known at compile time this folds to the address of a static.
+//!
 //! INV-HEAP-1: `class_cache(size, align)` returns a cache whose objects have at least that size and
 //! alignment, and the same one each time.
 
@@ -110,5 +113,36 @@ unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         // SAFETY: GlobalAlloc's contract: ptr came from alloc of this layout, so is not null.
         unsafe { kfree(NonNull::new_unchecked(ptr), layout) }
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: GlobalAlloc's contract for the new size; the alignment is an old one.
+        let new = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        if same_class(layout, new) {
+            return ptr;
+        }
+        // SAFETY: both blocks are at least as large as what is copied, and distinct; the old one is
+        // given up.
+        unsafe {
+            let moved = self.alloc(new);
+            if !moved.is_null() {
+                moved.copy_from_nonoverlapping(ptr, layout.size().min(new_size));
+                self.dealloc(ptr, layout);
+            }
+            moved
+        }
+    }
+}
+
+/// Whether memory for `a` is memory for `b` as it stands.
+fn same_class(a: Layout, b: Layout) -> bool {
+    match (
+        class_cache(a.size(), a.align()),
+        class_cache(b.size(), b.align()),
+    ) {
+        (Some(a), Some(b)) => ptr::eq(a, b),
+        (None, None) => slow::large_order(a.size()) == slow::large_order(b.size()),
+        _ => false,
     }
 }

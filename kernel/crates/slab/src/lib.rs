@@ -1,4 +1,47 @@
 //! Object caches (kmem_cache), counted and owned pointers made from them, and intrusive lists.
+//!
+//! # Problem
+//! The kernel makes and frees objects of a few kinds all the time, on all CPUs, and may never die of
+//! it: out of memory is an error that the caller gets. A page is too large for an object, a lock per
+//! allocation too dear, an object of another node's memory too far.
+//!
+//! # Mechanism
+//! ```text
+//!  KArc, KBox, KernelHeap
+//!      |
+//!  KmemCache       per CPU: main, spare and remote sheaf (arrays of free objects), no locks
+//!      |           per node: a barn of full and empty sheaves          slab_barn
+//!      |           per node: partial and full slabs                    slab_list
+//!  page_alloc
+//! ```
+//! - `geometry`: how objects lie on pages. `page`: a slab and its list. `sheaf`: sheaves and barns.
+//! - `cache`: the interface and the fast paths. `slow`: everything else about alloc and free.
+//! - `node`: slabs of a node, and the way back. `drain`: shrink and destroy. `registry`: all caches.
+//! - `object`, `arc`, `list`, `kbox`, `heap`: what the rest of the kernel uses.
+//!
+//! # States of an object
+//! ```text
+//!            new slab                refill                 pop
+//!  (no page) -------> free on slab <--------> in a sheaf <--------> a client's
+//!            <-------   constructed  flush      constructed push
+//!            discard
+//! ```
+//! A constructor runs on the first arrow and a destructor on its way back, nowhere else: an object
+//! keeps what its constructor built through any number of clients.
+//!
+//! # Counting
+//! Each CPU counts the allocations and frees that clients make on it. Their difference, summed, is
+//! the number of objects that clients hold: exact when nobody is in alloc or free, with any number
+//! of objects in sheaves. A leak check needs no draining.
+//!
+//! # Lock order
+//! `slab_drain` (mutex) > `slab_registry` > percpu's locks; and > `slab_list`, `slab_barn`, which are
+//! leaves. page_alloc's locks come under all but the leaves. Alloc and free take, at most,
+//! `slab_registry` (first use) or one leaf at a time.
+//!
+//! # Invariants
+//! INV-SHEAF, INV-SLAB, INV-NODE, INV-CACHE, INV-DRAIN, INV-REG, INV-DEBUG, INV-OBJ, INV-ARC, INV-LIST,
+//! INV-BOX and INV-HEAP, each at the top of the file of that name.
 #![no_std]
 
 #[cfg(test)]

@@ -19,8 +19,9 @@ use core::sync::atomic::AtomicU64;
 
 /// A type that lives in counted blocks ([`KArc`](crate::KArc)) of its own cache.
 ///
+/// Send and Sync, since references travel, and the last drop may happen in an RCU callback anywhere.
 /// Implement it with [`object!`](crate::object).
-pub trait Object: Sized + 'static {
+pub trait Object: Sized + Send + Sync + 'static {
     /// `[Link; N]`: the type can be in N lists at once, one per slot. N may be 0.
     type Links: LinkArray;
     /// The cache that every block of this type comes from.

@@ -362,7 +362,7 @@ pub(crate) fn alloc_large(
 ) -> Result<NonNull<u8>, AllocError> {
     percpu::ensure_ready().map_err(|_| AllocError)?;
     let order = large_order(layout.size());
-    if layout.align() > ksync::PAGE_SIZE << order || order > page_alloc::MAX_ORDER {
+    if order > page_alloc::MAX_ORDER || layout.align() > ksync::PAGE_SIZE << order {
         return Err(AllocError);
     }
     let page = page_alloc::alloc_pages(order, gfp).map_err(|_| AllocError)?;
@@ -378,7 +378,7 @@ pub(crate) unsafe fn free_large(memory: NonNull<u8>) {
     page_alloc::free_pages(PageRef::from_virt(memory.as_ptr()));
 }
 
-fn large_order(size: usize) -> u32 {
+pub(crate) fn large_order(size: usize) -> u32 {
     size.div_ceil(ksync::PAGE_SIZE)
         .next_power_of_two()
         .trailing_zeros()

@@ -131,10 +131,7 @@ pub fn ctor(object: NonNull<u8>) -> Result<(), CtorError> {
 
 pub fn dtor(object: NonNull<u8>) {
     // SAFETY: a constructed object.
-    assert_eq!(
-        unsafe { object.cast::<u64>().read() },
-        MAGIC,
-        "freed in constructed state"
-    );
+    let word = unsafe { object.cast::<u64>().read() };
+    assert_eq!(word, MAGIC, "freed in constructed state");
     assert!(BUILT.fetch_sub(1, Relaxed) > 0);
 }

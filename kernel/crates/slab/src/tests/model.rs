@@ -103,7 +103,7 @@ impl World {
     }
 
     fn take(&mut self, object: NonNull<u8>) {
-        assert!(object.as_ptr() as usize % self.shape.align == 0);
+        assert!((object.as_ptr() as usize).is_multiple_of(self.shape.align));
         if self.shape.with_ctor {
             // SAFETY: a live object.
             assert_eq!(unsafe { object.cast::<u64>().read() }, MAGIC);

@@ -15,7 +15,7 @@ struct Shared(Arc<()>);
 object!(Shared, "test_shared", links = 1, rcu);
 
 struct Pair<T>(T, T);
-object!(impl[T: 'static] Pair<T>, links = 0);
+object!(impl[T: Send + Sync + 'static] Pair<T>, links = 0);
 
 fn node(value: u32) -> KArc<Node> {
     KArc::new(Node {
