@@ -19,7 +19,7 @@
 //! - [`Pid`]: the object behind the numbers; it lists the tasks that use it, by [`PidType`].
 //! - [`PidNamespace`]: owns a map, counts what it gave out, can be stopped.
 //! - [`PidMap`]: the contract of a map; [`PidMaps`]: the closed set of maps. All namespaces of a tree
-//!   use the same one. [`model`] is the naive one that tests compare with.
+//!   use the same one. `model` (under test) is the naive one that tests compare with.
 //!
 //! Lock order (outer to inner): the lock of a pid's lists, never held with any other of this crate;
 //! `pidmap_lock`, a leaf but for the wait queue of a namespace that drains.
