@@ -208,6 +208,19 @@ fn a_hole_reads_zero_and_costs_nothing() {
 }
 
 #[test]
+fn a_write_that_fails_leaves_no_page_past_the_end() {
+    let m = Machine::new();
+    let file = m.file(b"f", b"");
+    let mut bytes = [1; 5000];
+    let mut faulty = Faulty { bytes: &mut bytes, at: 0, good: 0 };
+    assert_eq!(file.pwrite(&mut faulty, 8192), Err(VfsError::EFAULT));
+    assert_eq!(file.stat().blocks, 0);
+    faulty.good = 4096;
+    assert_eq!(file.pwrite(&mut faulty, 8192), Ok(4096));
+    assert_eq!((file.stat().blocks, file.stat().size), (8, 12288));
+}
+
+#[test]
 fn sizes_at_the_limit() {
     let m = Machine::new();
     let file = m.file(b"f", b"");

@@ -179,6 +179,36 @@ fn writers_wait_for_room_or_the_last_reader() {
     assert_eq!(long.join().unwrap(), Ok(PIPE_BUF - 100));
 }
 
+/// One state change wakes one waiter; who leaves something for the next wakes him.
+#[test]
+fn a_wake_up_is_passed_on() {
+    let _m = Machine::new();
+    let (r, w) = pipe(O::empty()).unwrap();
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let reader = r.clone();
+            blocked(move || take(&reader, 1))
+        })
+        .collect();
+    put(&w, b"abc").unwrap();
+    eventually(|| readers.iter().all(|t| t.is_finished()));
+    put(&w, &vec![0; PIPE_CAPACITY]).unwrap();
+    let writers: Vec<_> = (0..3)
+        .map(|_| {
+            let writer = w.clone();
+            blocked(move || put(&writer, &vec![1; PIPE_BUF]))
+        })
+        .collect();
+    take(&r, PIPE_CAPACITY).unwrap();
+    eventually(|| writers.iter().all(|t| t.is_finished()));
+    for thread in readers {
+        assert_eq!(thread.join().unwrap().unwrap().len(), 1);
+    }
+    for thread in writers {
+        assert_eq!(thread.join().unwrap(), Ok(PIPE_BUF));
+    }
+}
+
 #[test]
 fn a_signal_ends_a_wait() {
     let _m = Machine::new();
