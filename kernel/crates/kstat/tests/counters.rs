@@ -46,14 +46,17 @@ kstat::counters! {
 
 #[test]
 fn no_count_is_lost_when_cpus_are_shared() {
-    const THREADS: u64 = 6;
-    const ROUNDS: u64 = 20_000;
+    const THREADS: u64 = 4;
+    const ROUNDS: u64 = 1_500_000;
+    let start = std::sync::Arc::new(std::sync::Barrier::new(THREADS as usize));
     let workers: Vec<_> = (0..THREADS as usize)
-        .map(|t| {
+        .map(|_| {
+            let start = start.clone();
             std::thread::spawn(move || {
+                start.wait();
                 for i in 0..ROUNDS as usize {
-                    // Several threads on one CPU at once: worse than any preemption.
-                    machine::arch::CPU.set((t + i / 100) % machine::NR_CPUS);
+                    // All threads on one CPU at once: worse than any preemption.
+                    machine::arch::CPU.set((i / 10_000) % machine::NR_CPUS);
                     Storm::nr_ones.inc();
                     Storm::nr_threes.add(3);
                 }

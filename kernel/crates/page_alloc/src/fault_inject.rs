@@ -15,6 +15,8 @@
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::*};
 use ksync::arch;
 
+use crate::ReadMostly;
+
 /// Threads that can be armed at the same time.
 pub const NR_SLOTS: usize = 64;
 
@@ -25,7 +27,7 @@ struct Slot {
 }
 
 /// Number of slots in use. Read by every allocation, written by tests only.
-static NR_ARMED: AtomicU32 = AtomicU32::new(0);
+static NR_ARMED: ReadMostly<AtomicU32> = ReadMostly(AtomicU32::new(0));
 static SLOTS: [Slot; NR_SLOTS] = [const {
     Slot {
         owner: AtomicUsize::new(0),
@@ -56,7 +58,7 @@ pub fn set_fail_nth(n: u32) -> bool {
     for s in &SLOTS {
         if s.owner.compare_exchange(0, me, Relaxed, Relaxed).is_ok() {
             s.remaining.store(n, Relaxed);
-            NR_ARMED.fetch_add(1, Relaxed);
+            NR_ARMED.0.fetch_add(1, Relaxed);
             return true;
         }
     }
@@ -70,7 +72,7 @@ pub fn fail_nth() -> u32 {
 
 /// Disarms a thread that exits. Any context.
 pub fn forget(thread: arch::ThreadPtr) {
-    if NR_ARMED.load(Relaxed) != 0 {
+    if NR_ARMED.0.load(Relaxed) != 0 {
         disarm(thread.0 as usize);
     }
 }
@@ -79,14 +81,14 @@ fn disarm(owner: usize) {
     if let Some(s) = slot_of(owner) {
         s.remaining.store(0, Relaxed);
         s.owner.store(0, Relaxed);
-        NR_ARMED.fetch_sub(1, Relaxed);
+        NR_ARMED.0.fetch_sub(1, Relaxed);
     }
 }
 
 /// Every allocator asks this once per allocation, before touching any state, and fails if true.
 #[inline(always)]
 pub fn should_fail() -> bool {
-    NR_ARMED.load(Relaxed) != 0 && count_down()
+    NR_ARMED.0.load(Relaxed) != 0 && count_down()
 }
 
 #[cold]

@@ -77,6 +77,10 @@ bitflags::bitflags! {
     }
 }
 
+/// Keeps a word that every allocation reads off the cache lines of words that are written.
+#[repr(align(64))]
+pub(crate) struct ReadMostly<T>(pub(crate) T);
+
 /// No free block was found, or fault injection said so. Nothing changed.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct OutOfMemory;

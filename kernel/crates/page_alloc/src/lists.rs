@@ -72,6 +72,21 @@ impl<const N: usize> Ring<N> {
         N as u32 - 1
     };
 
+    /// Where a ring's counters begin: in debug builds just before they wrap, so that every run of
+    /// the tests sees them wrap.
+    const START: u32 = if cfg!(debug_assertions) {
+        u32::MAX - 2
+    } else {
+        0
+    };
+
+    /// Makes an empty ring that holds up to `high`.
+    fn open(&self, high: u32) {
+        self.top.store(Self::START, Relaxed);
+        self.bottom.store(Self::START, Relaxed);
+        self.limit.store(Self::START.wrapping_add(high), Relaxed);
+    }
+
     #[inline(always)]
     fn slot(&self, at: u32) -> &AtomicUsize {
         &self.slots[(at & Self::MASK) as usize]
@@ -185,20 +200,20 @@ pub(crate) fn init_cpu(cpu: usize) -> Result<(), OutOfMemory> {
     let near = arch::cpu_to_node(cpu);
     let node = zone::nearest(near).next().ok_or(OutOfMemory)?;
     let page = zone::alloc(node, 0, Gfp::empty()).ok_or(OutOfMemory)?;
-    let nr_cpus_here = arch::nr_cpu_ids().div_ceil(arch::nr_node_ids());
+    let nr_cpus_here = arch::nr_cpu_ids().div_ceil(zone::nr_with_memory());
     let share = zone::lock(node).nr_managed() / (HOARD * nr_cpus_here);
     let high = share.clamp(4, CAP_PAGES) as u32;
     let lists = page.virt() as *mut CpuLists;
-    // SAFETY: a page of our own, large enough and aligned; all-zero rings are empty rings.
+    // SAFETY: a page of our own, large enough and aligned; all-zero bytes are atomics that hold zero.
     unsafe {
         lists.write_bytes(0, 1);
         (*lists).tag = tag(PageState::Allocated, 0, node);
         (*lists).node = node as u32;
         (*lists).batch = (high / 4).max(1);
-        (*lists).pages.limit = AtomicU32::new(high);
-        (*lists).stash.limit = AtomicU32::new(high.min(CAP_STASH as u32));
-        for r in &mut (*lists).blocks {
-            r.limit = AtomicU32::new((high / 4).min(CAP_BLOCKS as u32));
+        (*lists).pages.open(high);
+        (*lists).stash.open(high.min(CAP_STASH as u32));
+        for ring in &(*lists).blocks {
+            ring.open((high / 4).min(CAP_BLOCKS as u32));
         }
     }
     LISTS[cpu].store(lists, Release);
@@ -214,6 +229,7 @@ pub(crate) fn alloc_page() -> Option<PageRef> {
     if let Some(lists) = mine(&guard)
         && let Some(page) = lists.pages.pop()
     {
+        debug_assert!(page.state() == PageState::OnList, "INV-LIST-2: {page:?}");
         page.desc().make_allocated(lists.tag);
         return Some(page);
     }
@@ -283,7 +299,7 @@ pub(crate) fn free_block_under(guard: &PreemptGuard, head: PageRef) {
     let tag = head.desc().raw_tag() & !KIND_MASK;
     if let Some(lists) = mine(guard)
         && tag == lists.tag
-        && head.map_count() == 0
+        && (cfg!(not(debug_assertions)) || head.map_count() == 0)
         && lists.pages.push(head)
     {
         mark_on_list(head, tag);
@@ -345,6 +361,7 @@ impl CpuLists {
             1..=MAX_LIST_ORDER => self.blocks[order as usize - 1].pop(),
             _ => None,
         }?;
+        debug_assert!(block.state() == PageState::OnList, "INV-LIST-2: {block:?}");
         block.desc().make_allocated(self.tag | order << 8);
         Some(block)
     }

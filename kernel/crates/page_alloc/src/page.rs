@@ -349,7 +349,8 @@ impl PageRef {
         old == 1
     }
 
-    /// Page-table entries that map this page (a snapshot).
+    /// Page-table entries that map this page (a snapshot). For owners who count mappings; debug
+    /// builds refuse to free a page whose count is not zero.
     #[inline(always)]
     pub fn map_count(self) -> u32 {
         self.desc().mapcount.load(Relaxed)

@@ -17,7 +17,7 @@ use ksync::{LockClass, MAX_NUMNODES, SpinGuard, SpinLock, arch};
 
 use crate::buddy::{Buddy, InitError};
 use crate::page::{Page, PageRef, PageState, tag};
-use crate::{Gfp, MAX_ORDER};
+use crate::{Gfp, MAX_ORDER, ReadMostly};
 
 static ZONE_LOCK: LockClass = LockClass::new("zone_lock");
 
@@ -32,8 +32,8 @@ static ZONES: [Zone; MAX_NUMNODES] = [const {
     }
 }; MAX_NUMNODES];
 
-/// Bit n: node n has memory. Set at boot.
-static HAS_MEMORY: AtomicU64 = AtomicU64::new(0);
+/// Bit n: node n has memory. Set at boot, read by all: on a cache line of its own.
+static HAS_MEMORY: ReadMostly<AtomicU64> = ReadMostly(AtomicU64::new(0));
 const _: () = assert!(MAX_NUMNODES <= 64 && MAX_NUMNODES <= END as usize);
 
 /// Ends a fallback list.
@@ -50,7 +50,12 @@ pub(crate) fn lock(node: usize) -> SpinGuard<'static, Buddy> {
 
 #[inline]
 fn has_memory(node: usize) -> bool {
-    HAS_MEMORY.load(Acquire) >> node & 1 != 0
+    HAS_MEMORY.0.load(Acquire) >> node & 1 != 0
+}
+
+/// How many nodes have memory; at least 1.
+pub(crate) fn nr_with_memory() -> usize {
+    HAS_MEMORY.0.load(Acquire).count_ones().max(1) as usize
 }
 
 /// See [`crate::init_node`].
@@ -64,7 +69,7 @@ pub(crate) unsafe fn add_memory(node: usize, ranges: &[Range<usize>]) -> Result<
     for r in ranges.iter().filter(|r| !r.is_empty() || r.start > r.end) {
         // SAFETY: our caller's contract is add_range's.
         unsafe { lock(node).add_range(arch::vmemmap_base() as *mut Page, node, r.clone())? };
-        HAS_MEMORY.fetch_or(1 << node, Release);
+        HAS_MEMORY.0.fetch_or(1 << node, Release);
     }
     Ok(())
 }
