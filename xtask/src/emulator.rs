@@ -3,6 +3,7 @@
 use crate::{
     apt::{self, Installer, Request},
     ask::ask,
+    toolchain::Toolchain,
 };
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
@@ -55,6 +56,16 @@ pub fn ensure(installer: &Installer) -> Result<Emulator> {
             found.version
         ),
         None => bail!("{why} is still missing after the installation"),
+    }
+}
+
+/// Everything that building and running take. What is missing is said in one go.
+pub fn ensure_all(installer: &Installer) -> Result<(Emulator, Toolchain)> {
+    let (emulator, compiler) = (ensure(installer), Toolchain::install(installer));
+    match (emulator, compiler) {
+        (Ok(emulator), Ok(())) => Ok((emulator, Toolchain::prepare()?)),
+        (Err(one), Err(other)) => bail!("{one:#}\n{other:#}"),
+        (Err(error), _) | (_, Err(error)) => Err(error),
     }
 }
 

@@ -6,7 +6,6 @@ use crate::{
     console::Symbols,
     emulator, paths, records,
     run::{self, Ending, Limits, Machine},
-    toolchain::Toolchain,
     topology::{Changes, Name, Topology, parse_memory},
     words::BootLine,
 };
@@ -53,6 +52,9 @@ pub struct Options {
     /// A machine by name; the options above change it.
     #[arg(long, value_name = "NAME", value_enum, default_value = "default")]
     topology: Name,
+    /// An ACPI table, header included, that the firmware adds to its own: for machines that no option describes.
+    #[arg(long, value_name = "FILE")]
+    acpi_table: Vec<PathBuf>,
     /// Files for the initramfs: everything below this directory.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -71,9 +73,6 @@ pub struct Options {
     /// Give up after this many seconds, with a report of what every CPU does. 0: never.
     #[arg(long, value_name = "SECONDS", default_value = "300")]
     timeout: u64,
-    /// Add an ACPI table to the machine, header included: for tables that no real machine should have.
-    #[arg(long, value_name = "FILE")]
-    acpi_table: Vec<PathBuf>,
     /// Write the console to this file too.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -95,8 +94,8 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
     };
     let topology = Topology::named(options.topology).changed(&changes)?;
     options.check(&topology)?;
-    let emulator = emulator::ensure(installer)?;
-    let artifacts = Artifacts::build(&Toolchain::ensure(installer)?)?;
+    let (emulator, toolchain) = emulator::ensure_all(installer)?;
+    let artifacts = Artifacts::build(&toolchain)?;
 
     let mut archive = artifacts.initramfs()?;
     if let Some(root) = &options.root {

@@ -5,7 +5,6 @@
 
 use crate::{
     apt::Installer, build::Artifacts, emulator, paths, progress::Step, toolchain,
-    toolchain::Toolchain,
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -34,8 +33,7 @@ struct Counts {
 /// `cargo xtask test`.
 pub fn command(options: &Options, installer: &Installer) -> Result<()> {
     // First what the scenarios need: a machine without it should say so now, not in ten minutes.
-    emulator::ensure(installer)?;
-    let toolchain = Toolchain::ensure(installer)?;
+    let (_, toolchain) = emulator::ensure_all(installer)?;
 
     let mut host = cargo_test();
     host.arg("--workspace");

@@ -65,18 +65,25 @@ pub enum Toolchain {
 }
 
 impl Toolchain {
-    /// Finds one, or gets one.
-    pub fn ensure(installer: &Installer) -> Result<Self> {
+    /// Installs what is missing. Quick when nothing is.
+    pub fn install(installer: &Installer) -> Result<()> {
+        if own_has_target() {
+            return Ok(());
+        }
+        let Some(plan) = debian_plan(installer)? else {
+            return Ok(());
+        };
+        let hint = match apt::find_program("rustup") {
+            Some(_) => format!(" (or, where rustup may download: rustup target add {TARGET})"),
+            None => String::new(),
+        };
+        installer.install(&format!("a compiler for {TARGET}{hint}"), &plan)
+    }
+
+    /// The one to use, after [`Toolchain::install`].
+    pub fn prepare() -> Result<Self> {
         if own_has_target() {
             return Ok(Self::Own);
-        }
-        if let Some(plan) = debian_plan(installer)? {
-            let hint = if apt::find_program("rustup").is_some() {
-                format!(" (or, where rustup may download: rustup target add {TARGET})")
-            } else {
-                String::new()
-            };
-            installer.install(&format!("a compiler for {TARGET}{hint}"), &plan)?;
         }
         let version = debian_version().context("Debian's rustc does not run")?;
         let linker = linker().context("no lld was found; apt-get install lld")?;
@@ -84,6 +91,12 @@ impl Toolchain {
             sysroot: sysroot(&version)?,
             linker,
         })
+    }
+
+    /// Both of the above.
+    pub fn ensure(installer: &Installer) -> Result<Self> {
+        Self::install(installer)?;
+        Self::prepare()
     }
 
     /// `cargo VERB` for the target, with `flags`, building in a directory of its own; the caller adds packages.
