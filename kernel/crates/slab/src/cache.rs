@@ -3,7 +3,7 @@
 //! Problem: the kernel makes and frees the same few kinds of object all the time, on all CPUs.
 //!
 //! Mechanism: see the crate. Here are the two paths that matter: `alloc` pops this CPU's main sheaf,
-//! `free` pushes it, with preemption off, in about 15 instructions each, no atomic one among them,
+//! `free` pushes it, with preemption off, in about twenty instructions each, no locked one among them,
 //! on lines that only this CPU writes. Whatever is not ready (the cache's first use, an empty sheaf,
 //! an object of another node, a cache that is being drained) looks like an empty, capacity-0 sheaf
 //! and so ends in the slow path without a test of its own.
@@ -218,9 +218,11 @@ impl KmemCache {
                 arch::preempt_enable();
                 return None;
             }
+            debug::enter(cpu);
             (*cpu).size = n - 1;
             bump(&(*cpu).allocs);
             let object = Sheaf::objects((*cpu).main).add(n as usize - 1).read();
+            debug::leave(cpu);
             NonNull::new_unchecked(object)
         };
         arch::preempt_enable();

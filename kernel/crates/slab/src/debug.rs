@@ -1,4 +1,5 @@
-//! The checks of debug builds: double frees, frees into the wrong cache, pointers into an object.
+//! The checks of debug builds: double frees, frees into the wrong cache, pointers into an object, use
+//! in an interrupt handler.
 //!
 //! Mechanism: a bit per object at the end of its slab says whether a client has it. Freed memory
 //! (of caches without constructor) is filled with a pattern that no pointer looks like. In release
@@ -9,12 +10,39 @@
 use crate::cache::{CacheFlags, KmemCache};
 use crate::geometry::{DEBUG, bits_bytes};
 use crate::page::Slab;
+use crate::sheaf::CpuCache;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use page_alloc::PageKind;
 
 /// Byte that freed memory is filled with, up to [`POISON_MAX`] bytes of it.
 const POISON: u8 = 0x6b;
 const POISON_MAX: usize = 256;
+
+/// Work on this CPU's part begins. Panics if it had begun already: only an interrupt handler on top
+/// of it can get here. The part is not ZERO_AREA.
+///
+/// # Safety
+/// INV-SHEAF-1: the caller may touch `cpu`.
+#[inline(always)]
+pub(crate) unsafe fn enter(cpu: *mut CpuCache) {
+    if DEBUG {
+        // SAFETY: the caller's promise.
+        let was_busy = unsafe { core::mem::replace(&mut (*cpu).busy, 1) };
+        assert!(was_busy == 0, "slab used in an interrupt handler");
+    }
+}
+
+/// Work on this CPU's part ends.
+///
+/// # Safety
+/// As [`enter`].
+#[inline(always)]
+pub(crate) unsafe fn leave(cpu: *mut CpuCache) {
+    if DEBUG {
+        // SAFETY: the caller's promise.
+        unsafe { (*cpu).busy = 0 };
+    }
+}
 
 /// Clears the bits of a new slab.
 pub(crate) fn init_slab(slab: Slab) {

@@ -87,6 +87,9 @@ pub(crate) struct CpuCache {
     pub spare: *mut Sheaf,
     /// Objects of other nodes on their way home.
     pub remote: *mut Sheaf,
+    /// Debug builds: not 0 while somebody is at work on this part. Finds interrupt handlers that
+    /// use the slab.
+    pub busy: u32,
 }
 
 const _: () = assert!(size_of::<CpuCache>() == 64);

@@ -34,7 +34,14 @@ impl KmemCache {
             if !self.is_closed() {
                 // SAFETY: preemption is off and the cache is not frozen (INV-SHEAF-1): if it is
                 // being frozen now, the drainer waits for us.
-                if let Some(object) = unsafe { self.pop_or_refill(self.this_cpu(), local) } {
+                let object = unsafe {
+                    let cpu = self.this_cpu();
+                    debug::enter(cpu);
+                    let object = self.pop_or_refill(cpu, local);
+                    debug::leave(cpu);
+                    object
+                };
+                if let Some(object) = object {
                     return Ok(object);
                 }
             }
@@ -198,11 +205,14 @@ impl KmemCache {
             let cpu = self.this_cpu();
             // SAFETY: preemption is off and the cache is not frozen (INV-SHEAF-1).
             unsafe {
-                if is_remote(object) {
+                debug::enter(cpu);
+                let kept = if is_remote(object) {
                     self.push_remote(cpu, object)
                 } else {
                     self.push_or_flush(cpu, object)
-                }
+                };
+                debug::leave(cpu);
+                kept
             }
         };
         if !kept {

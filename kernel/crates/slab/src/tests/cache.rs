@@ -243,3 +243,25 @@ fn a_pointer_into_an_object_is_found() {
     // SAFETY: inside the object.
     give_back(cache, unsafe { object.add(8) });
 }
+
+#[test]
+#[cfg(debug_assertions)]
+fn use_in_an_interrupt_handler_is_found() {
+    let _machine = machine();
+    let cache = test_cache("irq", 64, 8, CacheFlags::empty());
+    on(0, || give_back(cache, take(cache).unwrap()));
+    let set_busy = |busy| {
+        // SAFETY: nobody uses the cache.
+        unsafe { (*cache.own_part(0)).busy = busy }
+    };
+    on(0, || {
+        // As if an interrupt had come in the middle of an operation.
+        set_busy(1);
+        assert!(std::panic::catch_unwind(|| take(cache)).is_err());
+        // It stopped with preemption off.
+        arch::preempt_enable();
+        set_busy(0);
+    });
+    assert_eq!(cache.active(), 0);
+    destroy(cache).unwrap();
+}
