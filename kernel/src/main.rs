@@ -46,7 +46,7 @@ use bootloader_api::{BootInfo, BootloaderConfig, entry_point};
 pub static CONFIG: BootloaderConfig = {
     let mut config = BootloaderConfig::new_default();
     config.mappings.physical_memory = Some(Mapping::FixedAddress(0xffff_8880_0000_0000));
-    config.kernel_stack_size = 64 * 1024;
+    config.kernel_stack_size = 256 * 1024;
     config
 };
 entry_point!(kernel_main, config = &CONFIG);

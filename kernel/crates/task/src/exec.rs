@@ -42,7 +42,7 @@ pub const ARG_MAX: usize = 2 << 20;
 pub const ARG_STRLEN_MAX: usize = 32 * PAGE_SIZE;
 /// Bytes of the stack that are mapped (not allocated) from the start, beyond the strings.
 const STACK_INITIAL: usize = 128 << 10;
-/// Program headers fit in this many bytes.
+/// Program headers take at most this many bytes.
 const PHDRS_MAX: usize = 4096;
 const EHDR_SIZE: usize = 64;
 const PHDR_SIZE: usize = 56;
@@ -132,7 +132,8 @@ struct Headers {
     entry: usize,
     phoff: u64,
     phnum: usize,
-    phdrs: [u8; PHDRS_MAX],
+    /// On the heap: a kernel stack has no room for them.
+    phdrs: Vec<u8>,
 }
 
 impl Headers {
@@ -154,8 +155,10 @@ impl Headers {
         if !known {
             return Err(TaskError::BadProgram);
         }
-        let mut phdrs = [0u8; PHDRS_MAX];
-        if image.read_at(header.e_phoff, &mut phdrs[..size])? < size {
+        let mut phdrs = Vec::new();
+        phdrs.try_reserve_exact(size).map_err(|_| TaskError::NoMemory)?;
+        phdrs.resize(size, 0);
+        if image.read_at(header.e_phoff, &mut phdrs)? < size {
             return Err(TaskError::BadProgram);
         }
         Ok(Headers {
@@ -168,7 +171,7 @@ impl Headers {
     }
 
     fn segments(&self) -> impl Iterator<Item = ProgramHeader> + '_ {
-        SegmentTable::new(LittleEndian, Class::ELF64, &self.phdrs[..self.phnum * PHDR_SIZE]).iter()
+        SegmentTable::new(LittleEndian, Class::ELF64, &self.phdrs).iter()
     }
 
     fn loads(&self) -> impl Iterator<Item = ProgramHeader> + '_ {
@@ -358,7 +361,7 @@ fn build_stack(
     let sp = (random_at - words * 8) & !15;
     let mut block: Vec<u8> = Vec::new();
     block.try_reserve_exact(STACK_TOP - sp).map_err(|_| TaskError::NoMemory)?;
-    let mut word = |block: &mut Vec<u8>, w: u64| block.extend_from_slice(&w.to_le_bytes());
+    let word = |block: &mut Vec<u8>, w: u64| block.extend_from_slice(&w.to_le_bytes());
     word(&mut block, args.argc as u64);
     let mut at = 0;
     for i in 0..args.argc + args.envc {

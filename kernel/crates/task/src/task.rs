@@ -1,7 +1,7 @@
 //! `task_struct`: one thread.
 
 use crate::process::Process;
-use crate::signal::{Pending, SigSet};
+use crate::signal::Pending;
 use crate::{PidNamespace, TaskPid};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use ksync::arch::ThreadPtr;

@@ -38,11 +38,11 @@ ap_trampoline:
     cld
     xor ax, ax
     mov ds, ax
-    lgdt [{base} + ap_gdtr - ap_trampoline]
+    lgdt [{base} + AP_GDTR]
     mov eax, cr4
     or eax, 0x20
     mov cr4, eax
-    mov eax, [{base} + ap_trampoline_cr3 - ap_trampoline]
+    mov eax, [{base} + AP_CR3]
     mov cr3, eax
     mov ecx, 0xc0000080
     rdmsr
@@ -54,7 +54,7 @@ ap_trampoline:
     mov cr0, eax
     /* ljmp 8:long_mode, assembled by hand so that any assembler takes it */
     .byte 0x66, 0xea
-    .long {base} + ap_long_mode - ap_trampoline
+    .long {base} + AP_LONG
     .word 8
 .code64
 ap_long_mode:
@@ -75,10 +75,15 @@ ap_gdt:
     .quad 0x00cf93000000ffff
 ap_gdtr:
     .word 23
-    .long {base} + ap_gdt - ap_trampoline
+    .long {base} + AP_GDT
 .balign 4
 ap_trampoline_cr3: .long 0
 ap_trampoline_end:
+/* Offsets in the page: differences of labels are constants only once both are behind us. */
+.set AP_GDTR, ap_gdtr - ap_trampoline
+.set AP_GDT, ap_gdt - ap_trampoline
+.set AP_CR3, ap_trampoline_cr3 - ap_trampoline
+.set AP_LONG, ap_long_mode - ap_trampoline
 
 .section .text.ap_entry, "ax"
 ap_entry:
