@@ -34,7 +34,7 @@ use crate::rss::RssKind;
 use crate::tree::MmTree;
 use crate::vma::{VmFlags, VmaPtr};
 use crate::zap::rss_kind;
-use crate::{STACK_GUARD_GAP, TASK_SIZE};
+use crate::{STACK_GUARD_GAP, TASK_SIZE, interleave};
 use ksync::{PAGE_SHIFT, PAGE_SIZE, arch};
 use page_alloc::{Gfp, OutOfMemory, PageRef, alloc_page};
 use rmap::{AddressSpace, FillError};
@@ -243,11 +243,13 @@ impl Mm {
             return self.copy_mapped_file(v, slot, old, addr);
         }
         if old.page().ref_count() == 1 {
+            interleave("count is one");
             // INV-FAULT-3. If the entry has changed meanwhile the count meant nothing.
             slot.cas(old, old.mkwrite());
             return Ok(());
         }
         let page = alloc_page(Gfp::empty())?;
+        interleave("private page found");
         // SAFETY: the new page is ours. The old one may be freed and written while we read it;
         // then the entry has changed for good, and the copy is thrown away (INV-FAULT-1).
         unsafe { arch::copy_page(page.virt(), old.page().virt()) };
@@ -306,6 +308,7 @@ impl Mm {
         addr: usize,
     ) -> Result<(), Stop> {
         let page = alloc_page(Gfp::empty())?;
+        interleave("file page found");
         // SAFETY: the new page is ours, the source is held. Others may write the source (it is
         // shared memory): each byte is then the old or the new one, as for any reader of a file.
         unsafe { arch::copy_page(page.virt(), source.virt()) };
@@ -390,6 +393,7 @@ impl Mm {
     ) -> Result<(), Stop> {
         let slot = t1.slot(index(addr, L1_SHIFT));
         let pte = Pte::new(page.phys(), bits);
+        interleave("file page found");
         if !slot.load().is_none() || !slot.cas(Pte::NONE, pte) {
             page.put();
             return Ok(());

@@ -26,7 +26,7 @@ use crate::pgtable::{Table, for_ptes, get_l1, walk_l1};
 use crate::rss::RssKind;
 use crate::tree::MmTree;
 use crate::vma::{VmFlags, VmaMem, VmaPtr};
-use crate::{MmError, TASK_SIZE};
+use crate::{MmError, TASK_SIZE, interleave};
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering::SeqCst, fence};
 use ksync::arch;
@@ -124,6 +124,7 @@ fn copy_l1(
             Some(t) => t,
             None => *child_l1.insert(get_l1(child_pgd, va, &mut copied.tables)?),
         };
+        interleave("entry read");
         let shared = pte.wrprotect();
         if pte.is_writable() {
             // Nobody else changes it: faults are excluded, walkers by the lock, hardware by

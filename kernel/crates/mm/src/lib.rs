@@ -103,6 +103,13 @@ impl From<page_alloc::OutOfMemory> for MmError {
     }
 }
 
+/// A place between two steps where tests let others run.
+#[inline(always)]
+pub(crate) fn interleave(_point: &'static str) {
+    #[cfg(test)]
+    tests::interleave::reached(_point);
+}
+
 /// Rounds up to whole pages; None on overflow.
 #[inline]
 pub(crate) fn page_align(len: usize) -> Option<usize> {

@@ -273,6 +273,25 @@ impl IMmapLen for AddressSpace {
     }
 }
 
+/// Joined areas hand down their private pages at fork, whichever of them had some.
+#[test]
+fn merged_areas_keep_their_pages_at_fork() {
+    let _m = Machine::new();
+    let mm = mm_with(A + 2 * PAGE, 1);
+    write(&mm, A + 2 * PAGE, 1).unwrap();
+    mm.mmap(&MapArgs::anon(PAGE, RW).fixed(A)).unwrap();
+    mm.mmap(&MapArgs::anon(PAGE, RW).fixed(A + PAGE)).unwrap();
+    assert_eq!(nr_areas(&mm), 1);
+    assert_eq!(read(&mm.dup().unwrap(), A + 2 * PAGE), Ok(1));
+    let b = A + 9 * PAGE;
+    mm.mmap(&MapArgs::anon(PAGE, Prot::READ).fixed(b)).unwrap();
+    mm.mmap(&MapArgs::anon(PAGE, RW).fixed(b + PAGE)).unwrap();
+    write(&mm, b + PAGE, 2).unwrap();
+    mm.mprotect(b, PAGE, RW).unwrap();
+    assert_eq!(nr_areas(&mm), 2);
+    assert_eq!(read(&mm.dup().unwrap(), b + PAGE), Ok(2));
+}
+
 #[test]
 fn places_and_hints() {
     let _m = Machine::new();
@@ -373,6 +392,33 @@ fn mremap_grows_shrinks_moves() {
     assert_eq!(read(&mm, A + 5 * PAGE), Ok(1));
     assert_eq!(read(&mm, b), Err(FaultError::SegvMaperr));
     assert_eq!(mm.mremap(A, PAGE, PAGE, fixed, A), Err(MmError::Invalid));
+    mm.check_invariants();
+}
+
+/// The old place is flushed, although entries moved rather than vanished.
+#[test]
+fn mremap_flushes_the_old_place() {
+    let _m = Machine::new();
+    let mm = mm_with(A, 4);
+    tlb::access(0, &mm, A, FaultFlags::WRITE).unwrap();
+    tlb::access(1, &mm, A + PAGE, FaultFlags::WRITE).unwrap();
+    let b = mm.mremap(A, 2 * PAGE, 3 * PAGE, RemapFlags::MAYMOVE, 0).unwrap();
+    assert_eq!(mm.check_invariants().rss, [0, 2, 0]);
+    assert_ne!(b, A);
+    tlb::check();
+    tlb::idle();
+}
+
+#[test]
+fn room_below_areas_that_grow_down() {
+    let _m = Machine::new();
+    let mm = Mm::new().unwrap();
+    let down = MapFlags::PRIVATE | MapFlags::ANONYMOUS | MapFlags::GROWSDOWN;
+    let a = mm.mmap(&MapArgs { flags: down, ..MapArgs::anon(2 * PAGE, RW) }).unwrap();
+    let b = mm.mmap(&MapArgs::anon(PAGE, RW)).unwrap();
+    assert_eq!(b, a - STACK_GUARD_GAP - PAGE);
+    let near = MapArgs { addr: a - PAGE, ..MapArgs::anon(PAGE, RW) };
+    assert_eq!(mm.mmap(&near), Ok(b - PAGE));
     mm.check_invariants();
 }
 

@@ -5,9 +5,11 @@
 //! global) and checks at its end that every page, area, table and object is back.
 
 mod basic;
+pub(crate) mod interleave;
 mod model;
 mod nth;
 mod stress;
+mod tlb;
 
 use crate::pgtable::{self, L1_SHIFT, Pte, find_l1, index};
 use crate::{FaultError, FaultFlags, MapArgs, MapFlags, Mm, MmUser, Prot};

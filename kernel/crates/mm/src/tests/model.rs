@@ -44,6 +44,8 @@ enum Op {
     Read { at: usize },
     Write { at: usize, value: u64 },
     Exec { at: usize },
+    /// Read everything: fills the CPU's TLB.
+    Scan,
     Remote { at: usize, value: u64 },
     Fork { to: usize },
     Truncate { file: usize, pages: usize },
@@ -57,8 +59,8 @@ enum Kind {
     File { file: usize, pgoff: usize, shared: bool, read_only: bool },
 }
 
-/// An operation, who does it, and which of its allocations fails (0: none).
-type Step = (usize, Op, u32);
+/// An operation, who does it on which CPU, and which of its allocations fails (0: none).
+type Step = (usize, usize, Op, u32);
 
 fn ops() -> impl Strategy<Value = Step> {
     let at = || 0..WINDOW_PAGES + TOP_PAGES;
@@ -83,12 +85,13 @@ fn ops() -> impl Strategy<Value = Step> {
         5 => at().prop_map(|at| Op::Read { at }),
         12 => (at(), any::<u64>()).prop_map(|(at, value)| Op::Write { at, value }),
         1 => at().prop_map(|at| Op::Exec { at }),
+        3 => Just(Op::Scan),
         2 => (at(), any::<u64>()).prop_map(|(at, value)| Op::Remote { at, value }),
         3 => (0..NR_MMS).prop_map(|to| Op::Fork { to }),
         1 => (0..2usize, 0..FILE_PAGES).prop_map(|(file, pages)| Op::Truncate { file, pages }),
         1 => (0..2usize, 0..FILE_PAGES).prop_map(|(file, pages)| Op::Extend { file, pages }),
     ];
-    (0..NR_MMS, op, prop_oneof![4 => Just(0u32), 1 => 1..6u32])
+    (0..NR_MMS, 0..tlb::NR_CPUS, op, prop_oneof![4 => Just(0u32), 1 => 1..6u32])
 }
 
 /// The address of page number `at`.
@@ -101,6 +104,7 @@ fn addr_of(at: usize) -> usize {
 }
 
 struct World {
+    cpu: usize,
     mms: Vec<(MmUser, Pages)>,
     files: Vec<(KArc<AddressSpace>, Vec<u64>)>,
 }
@@ -114,12 +118,14 @@ impl World {
     fn new() -> Self {
         let words: Vec<u64> = (0..FILE_PAGES as u64).map(file_word).collect();
         World {
+            cpu: 0,
             mms: (0..NR_MMS).map(|_| (Mm::new().unwrap(), Pages::new())).collect(),
             files: (0..2).map(|_| (file(FILE_PAGES), words.clone())).collect(),
         }
     }
 
-    fn step(&mut self, (who, op, fail): Step) {
+    fn step(&mut self, (who, cpu, op, fail): Step) {
+        self.cpu = cpu;
         let armed = fail != 0;
         if armed {
             assert!(set_fail_nth(fail));
@@ -143,9 +149,14 @@ impl World {
             Op::Write { at, value } => self.write(who, addr_of(at), value, fired),
             Op::Exec { at } => {
                 let (mm, model) = &self.mms[who];
-                let r = access(mm, addr_of(at), FaultFlags::EXEC);
+                let r = tlb::access(cpu, mm, addr_of(at), FaultFlags::EXEC);
                 let may = model.get(&addr_of(at)).is_some_and(|p| p.prot.contains(Prot::EXEC));
                 assert!(may || r.is_err());
+            }
+            Op::Scan => {
+                for va in self.mms[who].1.keys().copied().collect::<Vec<_>>() {
+                    self.check_read(who, va, fired);
+                }
             }
             Op::Remote { at, value } => self.remote(who, addr_of(at), value, fired),
             Op::Fork { to } => {
@@ -169,6 +180,7 @@ impl World {
             }
         }
         set_fail_nth(0);
+        tlb::check();
         self.check(who);
     }
 
@@ -365,14 +377,18 @@ impl World {
     }
 
     fn check_read(&self, who: usize, va: usize, fired: impl Fn() -> bool) {
-        let r = read(&self.mms[who].0, va);
+        let r = tlb::access(self.cpu, &self.mms[who].0, va, FaultFlags::empty());
+        // SAFETY: a page of the arena.
+        let r = r.map(|p| unsafe { p.read_volatile() });
         if !(fired() && r == Err(FaultError::Oom)) {
             assert_eq!(r, self.expect(who, va), "mm {who} at {va:#x}");
         }
     }
 
     fn write(&mut self, who: usize, va: usize, value: u64, fired: impl Fn() -> bool) {
-        let r = write(&self.mms[who].0, va, value);
+        let r = tlb::access(self.cpu, &self.mms[who].0, va, FaultFlags::WRITE);
+        // SAFETY: a page of the arena.
+        let r = r.map(|p| unsafe { p.write_volatile(value) });
         if !(fired() && r == Err(FaultError::Oom)) {
             assert_eq!(r, self.model_write(who, va, value), "mm {who} at {va:#x}");
         }
@@ -427,12 +443,16 @@ fn highest_gap(model: &Pages, pages: usize) -> usize {
 proptest! {
     #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..Default::default() })]
     #[test]
-    fn programs_see_what_the_model_sees(steps in prop::collection::vec(ops(), 1..100)) {
+    fn programs_see_what_the_model_sees(steps in prop::collection::vec(ops(), 1..120)) {
         let _machine = Machine::new();
+        tlb::idle();
         let mut world = World::new();
         for step in steps {
             world.step(step);
         }
         world.finish();
+        drop(world);
+        tlb::check();
+        tlb::idle();
     }
 }

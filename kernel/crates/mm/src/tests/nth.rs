@@ -122,7 +122,16 @@ fn mremap_fails_cleanly() {
 #[test]
 fn fork_fails_cleanly() {
     let _m = Machine::new();
-    let nr = sweep(MmError::NoMemory, false, |s| s.mm.dup().map(drop));
+    let nr = sweep(MmError::NoMemory, false, |s| {
+        for i in (0..8).step_by(2) {
+            tlb::access(0, &s.mm, A + i * PAGE, FaultFlags::WRITE).unwrap();
+        }
+        let result = s.mm.dup().map(drop);
+        // INV-FORK-3: what was write-protected before the failure has been flushed.
+        tlb::check();
+        tlb::idle();
+        result
+    });
     // Object, root, 5 areas, two paths of tables that share their upper levels.
     assert_eq!(nr, 1 + 1 + 5 + 4);
 }
