@@ -9,6 +9,12 @@ use std::cell::Cell;
 pub enum Bug {
     /// The queued lock's release publishes nothing.
     QueuedRelaxedUnlock,
+    /// The ticket lock's release publishes nothing.
+    TicketRelaxedUnlock,
+    /// The MCS lock's release forgets a waiter that has not linked itself yet.
+    McsForgetLinking,
+    /// The spinning reader-writer lock lets a reader in while a writer holds it.
+    RwLockIgnoreWriter,
     /// A waiter looks at its condition before it queues, and not after.
     WaitLookBeforeQueueing,
     /// A waker looks whether anybody waits without a barrier before.
@@ -21,6 +27,12 @@ pub enum Bug {
     RwSemNoRecheck,
     /// A grace period takes every CPU for idle.
     RcuIgnoreBusy,
+    /// A callback is satisfied with the end of the grace period that was running when it was queued.
+    RcuCurrentIsEnough,
+    /// Who ends a grace period tells nobody.
+    RcuForgetPublish,
+    /// A CPU that has said it sleeps with callbacks does not look again whether their grace period has ended.
+    RcuSleepUnseen,
 }
 
 std::thread_local! {

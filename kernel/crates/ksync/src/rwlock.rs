@@ -29,7 +29,7 @@ use crate::arch::{self, IrqFlags};
 use crate::lock::{Backend, Queued};
 use crate::lockstat::{HoldStart, LockClass};
 use crate::sync::atomic::{AtomicU32, Ordering::*};
-use crate::sync::const_unless_loom;
+use crate::sync::{const_unless_loom, planted};
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
@@ -58,7 +58,7 @@ impl RawRwLock {
         self.queue.lock();
         // At the head of the queue: no writer waits before us, so only a holder is in the way.
         self.word.fetch_add(READER, Relaxed);
-        while self.word.load(Acquire) & HELD != 0 {
+        while self.word.load(Acquire) & HELD != 0 && !planted!(RwLockIgnoreWriter) {
             arch::cpu_relax();
         }
         // SAFETY: locked above.

@@ -10,6 +10,8 @@ pub use super::arena::{
     PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, percpu_base, phys_to_virt, virt_to_phys, vmemmap_base,
 };
 
+/// How often a thread may spin in one execution before its further course is not explored.
+const MAX_SPINS: usize = 6;
 /// CPUs a model may use.
 pub const NR_LOOM_CPUS: usize = 4;
 
@@ -34,6 +36,7 @@ loom::thread_local! {
     static CPU: Cell<usize> = Cell::new(0);
     static SIGNAL: Cell<bool> = Cell::new(false);
     static PREEMPT_COUNT: Cell<u32> = Cell::new(0);
+    static SPINS: Cell<usize> = Cell::new(0);
     static IRQS_OFF: Cell<bool> = Cell::new(false);
 }
 
@@ -66,8 +69,17 @@ pub(super) fn this_cpu_head() -> &'static CpuHead {
     cpu_head(smp_processor_id())
 }
 
-/// Lets the model run another thread.
+/// Lets the model run another thread. Two threads that spin could do so in turn for ever while the one they wait
+/// for is not chosen; loom would explore that without end. So when a thread has spun for long the rest of the
+/// execution is run, fairly, but not varied.
 pub fn cpu_relax() {
+    let spins = SPINS.with(|s| {
+        s.set(s.get() + 1);
+        s.get()
+    });
+    if spins > MAX_SPINS {
+        loom::skip_branch();
+    }
     loom::thread::yield_now();
 }
 
@@ -149,4 +161,7 @@ pub(super) fn flush_tlb_range(_: &CpuMask, _: MmId, _: usize, _: usize) {}
 /// Does nothing here.
 pub fn flush_tlb_local_page(_va: usize) {}
 
-pub(super) fn kick_cpu(_cpu: usize) {}
+/// A halt is a park here, and an interrupt ends it.
+pub(super) fn kick_cpu(cpu: usize) {
+    unpark(ThreadPtr((cpu + 1) as *mut ()));
+}

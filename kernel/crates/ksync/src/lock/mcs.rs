@@ -13,7 +13,7 @@
 use super::Backend;
 use crate::arch::{self, CpuHead};
 use crate::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
-use crate::sync::const_unless_loom;
+use crate::sync::{const_unless_loom, planted};
 use core::ptr;
 
 /// One place in an MCS queue.
@@ -117,7 +117,10 @@ unsafe impl Backend for Mcs {
         let node = &head.mcs_nodes[*state as usize];
         let mine = ptr::from_ref(node).cast_mut();
         let mut next = node.next.load(Acquire);
-        if next.is_null() && self.tail.compare_exchange(mine, ptr::null_mut(), Release, Relaxed).is_err() {
+        if next.is_null()
+            && self.tail.compare_exchange(mine, ptr::null_mut(), Release, Relaxed).is_err()
+            && !planted!(McsForgetLinking)
+        {
             // Somebody swapped the tail and is about to link itself.
             loop {
                 next = node.next.load(Acquire);

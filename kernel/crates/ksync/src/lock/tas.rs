@@ -24,6 +24,7 @@ unsafe impl Backend for Tas {
     #[inline(always)]
     fn lock(&self) {
         while self.0.swap(true, Acquire) {
+            arch::cpu_relax();
             while self.0.load(Relaxed) {
                 arch::cpu_relax();
             }
@@ -37,7 +38,11 @@ unsafe impl Backend for Tas {
 
     #[inline(always)]
     unsafe fn unlock(&self, _: &()) {
+        #[cfg(not(loom))]
         self.0.store(false, Release);
+        // loom does not order a plain store after a read-modify-write that it raced with.
+        #[cfg(loom)]
+        self.0.swap(false, Release);
     }
 
     fn is_locked(&self) -> bool {

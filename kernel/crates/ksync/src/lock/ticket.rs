@@ -5,6 +5,7 @@
 use super::Backend;
 use crate::arch;
 use crate::sync::atomic::{AtomicU32, Ordering::*};
+use crate::sync::planted;
 
 /// A ticket lock. Held while `owner != next`.
 pub struct Ticket {
@@ -43,7 +44,7 @@ unsafe impl Backend for Ticket {
     unsafe fn unlock(&self, _: &()) {
         // Only the holder writes `owner`.
         let shown = self.owner.load(Relaxed);
-        self.owner.store(shown.wrapping_add(1), Release);
+        self.owner.store(shown.wrapping_add(1), if planted!(TicketRelaxedUnlock) { Relaxed } else { Release });
     }
 
     fn is_locked(&self) -> bool {

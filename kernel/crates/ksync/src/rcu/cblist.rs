@@ -13,6 +13,7 @@
 //! - INV-CBL-1: `call` order is list order: segments are concatenated, never permuted.
 //! - INV-CBL-2: WAIT's stamp is before READY's; a segment without callbacks has no meaningful stamp.
 use super::{RcuCallback, RcuHead, seq};
+use crate::sync::planted;
 use core::ptr::NonNull;
 
 /// A singly linked FIFO. All zero bytes are an empty one.
@@ -121,7 +122,8 @@ impl CbList {
             }
         }
         if !self.next.is_empty() {
-            self.stamp_next(seq::snap(gp));
+            let stamp = seq::snap(gp);
+            self.stamp_next(if planted!(RcuCurrentIsEnough) { (gp | 1).wrapping_add(1) } else { stamp });
         }
         match (self.wait.is_empty(), self.ready.is_empty()) {
             (_, false) => Some(self.ready_stamp),

@@ -46,7 +46,7 @@ mod tree;
 
 use crate::arch;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
-use crate::sync::const_unless_loom;
+use crate::sync::{const_unless_loom, planted};
 use crate::{Completion, CpuMask, LockClass, Mutex, NR_CPUS};
 use cblist::{CbList, Segment};
 use core::cell::UnsafeCell;
@@ -317,7 +317,7 @@ pub fn idle_enter() -> bool {
     arch::local_irq_restore(flags);
     rc.enter_idle(earliest.is_some());
     // Either who ends the grace period sees our SLEEP bit, or we see here that it has ended.
-    if earliest.is_some_and(|stamp| seq::reached(GLOBAL.tree.snapshot(), stamp)) {
+    if earliest.is_some_and(|stamp| seq::reached(GLOBAL.tree.snapshot(), stamp)) && !planted!(RcuSleepUnseen) {
         rc.leave_idle();
         rc.check();
         return false;

@@ -188,7 +188,9 @@ impl Tree {
         while self.start_if_requested() {
             ended = Some(self.finish());
         }
-        if let Some(ended) = ended {
+        if let Some(ended) = ended
+            && !planted!(RcuForgetPublish)
+        {
             self.publish(ended);
         }
     }
