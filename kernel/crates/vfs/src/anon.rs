@@ -22,11 +22,21 @@ pub trait AnonFile: Object + Send + Sync {
     const NAME: &'static str;
 
     /// Reads at `pos`, and moves it if the file has a position. EINVAL if it cannot be read.
-    fn read(&self, _pos: &mut u64, _buf: &mut dyn BufOut, _nonblock: bool) -> Result<usize, VfsError> {
+    fn read(
+        &self,
+        _pos: &mut u64,
+        _buf: &mut dyn BufOut,
+        _nonblock: bool,
+    ) -> Result<usize, VfsError> {
         Err(VfsError::EINVAL)
     }
     /// Writes. EINVAL if it cannot be written.
-    fn write(&self, _pos: &mut u64, _buf: &mut dyn BufIn, _nonblock: bool) -> Result<usize, VfsError> {
+    fn write(
+        &self,
+        _pos: &mut u64,
+        _buf: &mut dyn BufIn,
+        _nonblock: bool,
+    ) -> Result<usize, VfsError> {
         Err(VfsError::EINVAL)
     }
     /// Whether lseek and pread make sense.
@@ -54,11 +64,22 @@ unsafe impl Send for AnonHandle {}
 // SAFETY: as above.
 unsafe impl Sync for AnonHandle {}
 
+/// [`AnonFile::read`] of the object behind the pointer.
+///
+/// # Safety
+/// The pointer is to an object of the table's type, held meanwhile.
+type Read = unsafe fn(NonNull<()>, &mut u64, &mut dyn BufOut, bool) -> Result<usize, VfsError>;
+/// [`AnonFile::write`] of the object behind the pointer.
+///
+/// # Safety
+/// As for [`Read`].
+type Write = unsafe fn(NonNull<()>, &mut u64, &mut dyn BufIn, bool) -> Result<usize, VfsError>;
+
 struct Vtable {
     type_id: fn() -> TypeId,
     name: &'static str,
-    read: for<'a> unsafe fn(NonNull<()>, &mut u64, &'a mut dyn BufOut, bool) -> Result<usize, VfsError>,
-    write: for<'a> unsafe fn(NonNull<()>, &mut u64, &'a mut dyn BufIn, bool) -> Result<usize, VfsError>,
+    read: Read,
+    write: Write,
     poll: unsafe fn(NonNull<()>) -> PollMask,
     wait_queue: for<'a> unsafe fn(&'a NonNull<()>) -> Option<&'a WaitQueue>,
     release: unsafe fn(NonNull<()>),
@@ -70,7 +91,7 @@ impl<T: AnonFile> TableOf<T> {
     const TABLE: Vtable = Vtable {
         type_id: TypeId::of::<T>,
         name: T::NAME,
-        // SAFETY (all): INV-ANON-1: the pointer is to a T that the handle holds.
+        // SAFETY: INV-ANON-1: the pointer is to a T that the handle holds.
         read: |p, pos, buf, nonblock| unsafe { p.cast::<T>().as_ref() }.read(pos, buf, nonblock),
         // SAFETY: as above.
         write: |p, pos, buf, nonblock| unsafe { p.cast::<T>().as_ref() }.write(pos, buf, nonblock),
@@ -87,7 +108,10 @@ impl AnonHandle {
     /// Erases the type.
     pub fn new<T: AnonFile>(object: KArc<T>) -> Self {
         // INV-ANON-1 is established here.
-        AnonHandle { ptr: KArc::into_raw(object).cast(), vtable: &TableOf::<T>::TABLE }
+        AnonHandle {
+            ptr: KArc::into_raw(object).cast(),
+            vtable: &TableOf::<T>::TABLE,
+        }
     }
 
     /// The object, if it is a `T`.
@@ -99,7 +123,8 @@ impl AnonHandle {
     /// A counted pointer to the object, if it is a `T`.
     pub fn downcast_arc<T: AnonFile>(&self) -> Option<KArc<T>> {
         // SAFETY: as above; the handle's reference is held meanwhile.
-        self.downcast::<T>().map(|_| unsafe { KArc::clone_raw(self.ptr.cast::<T>()) })
+        self.downcast::<T>()
+            .map(|_| unsafe { KArc::clone_raw(self.ptr.cast::<T>()) })
     }
 
     /// The type's name.

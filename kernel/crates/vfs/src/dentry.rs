@@ -31,10 +31,10 @@
 //! INV-DENTRY-3: `hash_len` is the hash of (parent, name), and the name's length.
 //! INV-DENTRY-4: the sequence number is odd exactly while its lock's holder changes the tree.
 
+use crate::VfsError;
 use crate::flags::NAME_MAX;
 use crate::inode::Inode;
 use crate::qstr::{Qstr, padded_eq};
-use crate::VfsError;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use ksync::rcu::RcuGuard;
@@ -48,15 +48,14 @@ const NR_BUCKETS: usize = 1 << HASH_BITS;
 const NR_LOCKS: usize = if cfg!(test) { 4 } else { 128 };
 /// Longest name kept inside the dentry, in bytes.
 const INLINE: usize = 40;
-const _: () = assert!(INLINE % 8 == 0 && INLINE < NAME_MAX);
+const _: () = assert!(INLINE.is_multiple_of(8) && INLINE < NAME_MAX);
 
 static BUCKET_CLASS: LockClass = LockClass::new("dentry_hash");
 static RENAME_CLASS: LockClass = LockClass::new("rename_lock");
 
 static HASH: [AtomicPtr<Dentry>; NR_BUCKETS] =
     [const { AtomicPtr::new(ptr::null_mut()) }; NR_BUCKETS];
-static LOCKS: [SpinLock<()>; NR_LOCKS] =
-    [const { SpinLock::new((), &BUCKET_CLASS) }; NR_LOCKS];
+static LOCKS: [SpinLock<()>; NR_LOCKS] = [const { SpinLock::new((), &BUCKET_CLASS) }; NR_LOCKS];
 
 /// The dentry is on its hash chain, so in the tree (or it is a root).
 const HASHED: u32 = 1;
@@ -95,7 +94,10 @@ impl LongName {
         debug_assert!(name.len() <= NAME_MAX);
         let mut bytes = [0; NAME_MAX];
         bytes[..name.len()].copy_from_slice(name);
-        Ok(KArc::new(LongName { bytes, len: name.len() as u8 })?)
+        Ok(KArc::new(LongName {
+            bytes,
+            len: name.len() as u8,
+        })?)
     }
 
     fn as_bytes(&self) -> &[u8] {
@@ -113,7 +115,11 @@ impl Dentry {
         if name.len() > NAME_MAX {
             return Err(VfsError::ENAMETOOLONG);
         }
-        let long = if name.len() > INLINE { Some(LongName::new(name)?) } else { None };
+        let long = if name.len() > INLINE {
+            Some(LongName::new(name)?)
+        } else {
+            None
+        };
         let room = KArc::<Dentry>::try_uninit()?;
         let q = Qstr::new(parent.salt(), name);
         let mut short = [0; INLINE];
@@ -155,7 +161,10 @@ impl Dentry {
 
     /// The name as a look-up in its parent takes it.
     pub(crate) fn qstr<'r>(&'r self, rcu: &'r RcuGuard) -> Qstr<'r> {
-        Qstr { name: self.name(rcu), hash_len: self.hash_len.load(Ordering::Relaxed) }
+        Qstr {
+            name: self.name(rcu),
+            hash_len: self.hash_len.load(Ordering::Relaxed),
+        }
     }
 
     /// Whether the name has been removed from the tree.
@@ -197,7 +206,9 @@ impl Dentry {
         match unsafe { self.long.load(Ordering::Acquire).as_ref() } {
             Some(long) => long.as_bytes(),
             // Between the halves of a rename the length may be another name's: hence `min`.
-            None => &self.short[..(self.hash_len.load(Ordering::Relaxed) as u32 as usize).min(INLINE)],
+            None => {
+                &self.short[..(self.hash_len.load(Ordering::Relaxed) as u32 as usize).min(INLINE)]
+            }
         }
     }
 
@@ -269,7 +280,9 @@ fn chain(d: NonNull<Dentry>) {
     let dentry = unsafe { d.as_ref() };
     let b = bucket_of(dentry.hash_len.load(Ordering::Relaxed));
     let _lock = LOCKS[b % NR_LOCKS].lock();
-    dentry.next.store(HASH[b].load(Ordering::Relaxed), Ordering::Relaxed);
+    dentry
+        .next
+        .store(HASH[b].load(Ordering::Relaxed), Ordering::Relaxed);
     dentry.flags.fetch_or(HASHED, Ordering::Release);
     HASH[b].store(d.as_ptr(), Ordering::Release);
 }
@@ -280,7 +293,8 @@ fn unchain(dentry: &Dentry) -> NonNull<Dentry> {
     let _lock = LOCKS[b % NR_LOCKS].lock();
     let mut link = &HASH[b];
     loop {
-        let at = NonNull::new(link.load(Ordering::Relaxed)).expect("a hashed dentry is on its chain");
+        let at =
+            NonNull::new(link.load(Ordering::Relaxed)).expect("a hashed dentry is on its chain");
         // SAFETY: on the chain, whose lock is held (INV-DENTRY-1).
         let d = unsafe { at.as_ref() };
         if ptr::eq(d, dentry) {
@@ -331,8 +345,10 @@ struct RenameLock {
     seq: AtomicU64,
 }
 
-static RENAME: RenameLock =
-    RenameLock { lock: SpinLock::new((), &RENAME_CLASS), seq: AtomicU64::new(0) };
+static RENAME: RenameLock = RenameLock {
+    lock: SpinLock::new((), &RENAME_CLASS),
+    seq: AtomicU64::new(0),
+};
 
 /// No rename is in progress while this lives.
 pub(crate) struct TreeGuard<'a> {
@@ -347,7 +363,9 @@ pub(crate) struct RenameGuard<'a> {
 /// Keeps renames out. Spins; preemption off while held.
 #[cold]
 pub(crate) fn lock_tree<'a>() -> TreeGuard<'a> {
-    TreeGuard { _lock: RENAME.lock.lock() }
+    TreeGuard {
+        _lock: RENAME.lock.lock(),
+    }
 }
 
 impl<'a> TreeGuard<'a> {

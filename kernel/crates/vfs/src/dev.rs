@@ -94,7 +94,9 @@ pub(crate) fn read(dev: Dev, buf: &mut impl BufOut, nonblock: bool) -> Result<us
                 return Ok(0);
             }
             let mut chunk = [0; CHUNK];
-            let n = hooks().console.read(&mut chunk[..wanted.min(CHUNK)], nonblock)?;
+            let n = hooks()
+                .console
+                .read(&mut chunk[..wanted.min(CHUNK)], nonblock)?;
             let result = buf.put(&chunk[..n]);
             transferred(wanted - buf.remaining(), result.map_err(VfsError::from))
         }
@@ -129,18 +131,34 @@ pub(crate) fn write(dev: Dev, buf: &mut impl BufIn) -> Result<usize, VfsError> {
 
 /// A transfer's answer: the count if there is one, else the error, else 0.
 fn transferred(done: usize, result: Result<(), VfsError>) -> Result<usize, VfsError> {
-    if done > 0 { Ok(done) } else { result.map(|()| 0) }
+    if done > 0 {
+        Ok(done)
+    } else {
+        result.map(|()| 0)
+    }
 }
 
 /// Memory devices stay at position 0; a terminal has none.
 pub(crate) fn lseek(dev: Dev) -> Result<u64, VfsError> {
-    if dev == Dev::Console { Err(VfsError::ESPIPE) } else { Ok(0) }
+    if dev == Dev::Console {
+        Err(VfsError::ESPIPE)
+    } else {
+        Ok(0)
+    }
 }
 
 pub(crate) fn poll(dev: Dev) -> PollMask {
-    if dev == Dev::Console { hooks().console.poll() } else { PollMask::ALWAYS }
+    if dev == Dev::Console {
+        hooks().console.poll()
+    } else {
+        PollMask::ALWAYS
+    }
 }
 
 pub(crate) fn wait_queue(dev: Dev) -> Option<&'static WaitQueue> {
-    if dev == Dev::Console { hooks().console.wait_queue() } else { None }
+    if dev == Dev::Console {
+        hooks().console.wait_queue()
+    } else {
+        None
+    }
 }

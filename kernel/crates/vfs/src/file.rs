@@ -46,8 +46,10 @@ bitflags::bitflags! {
 }
 
 /// Flags that F_SETFL can change.
-const SETFL: OpenFlags =
-    OpenFlags::APPEND.union(OpenFlags::NONBLOCK).union(OpenFlags::DIRECT).union(OpenFlags::NOATIME);
+const SETFL: OpenFlags = OpenFlags::APPEND
+    .union(OpenFlags::NONBLOCK)
+    .union(OpenFlags::DIRECT)
+    .union(OpenFlags::NOATIME);
 
 /// An open file, shared by all descriptors that dup and fork made of it.
 pub struct File {
@@ -130,17 +132,31 @@ impl File {
         dentry: Option<KArc<Dentry>>,
     ) -> KArc<File> {
         let flags = AtomicU32::new(flags.bits());
-        room.write(File { kind, mode, flags, dentry, pos: Mutex::new(0, &POS_CLASS) })
+        room.write(File {
+            kind,
+            mode,
+            flags,
+            dentry,
+            pos: Mutex::new(0, &POS_CLASS),
+        })
     }
 
     /// A file around an object of another crate, open for reading and writing as `flags` say.
     /// ENOMEM.
-    pub fn new_anon<T: AnonFile>(object: KArc<T>, flags: OpenFlags) -> Result<KArc<File>, VfsError> {
+    pub fn new_anon<T: AnonFile>(
+        object: KArc<T>,
+        flags: OpenFlags,
+    ) -> Result<KArc<File>, VfsError> {
         let mut mode = access_mode(flags);
         if object.seekable() {
             mode |= FMode::SEEK;
         }
-        Self::try_new(FileKind::Anon(AnonHandle::new(object)), mode, status(flags), None)
+        Self::try_new(
+            FileKind::Anon(AnonHandle::new(object)),
+            mode,
+            status(flags),
+            None,
+        )
     }
 
     /// The object behind a file made by `new_anon`, if it is a `T`.
@@ -185,15 +201,19 @@ impl File {
     /// F_SETFL: changes what can be changed.
     pub fn set_flags(&self, flags: OpenFlags) {
         let set = |old| Some((flags & SETFL).bits() | old & !SETFL.bits());
-        let _ = self.flags.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set);
+        let _ = self
+            .flags
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, set);
     }
 
     /// FIONBIO: sets or clears O_NONBLOCK.
     pub fn set_nonblock(&self, on: bool) {
         if on {
-            self.flags.fetch_or(OpenFlags::NONBLOCK.bits(), Ordering::Relaxed);
+            self.flags
+                .fetch_or(OpenFlags::NONBLOCK.bits(), Ordering::Relaxed);
         } else {
-            self.flags.fetch_and(!OpenFlags::NONBLOCK.bits(), Ordering::Relaxed);
+            self.flags
+                .fetch_and(!OpenFlags::NONBLOCK.bits(), Ordering::Relaxed);
         }
     }
 
@@ -314,7 +334,10 @@ impl File {
     #[inline]
     fn read_regular(&self, pos: u64, buf: &mut impl BufOut) -> Result<usize, VfsError> {
         let inode = self.inode().ok_or(VfsError::EBADF)?;
-        let n = inode.as_regular().ok_or(VfsError::EBADF)?.read_at(pos, buf)?;
+        let n = inode
+            .as_regular()
+            .ok_or(VfsError::EBADF)?
+            .read_at(pos, buf)?;
         if !self.flags().contains(OpenFlags::NOATIME) {
             inode.touch_atime();
         }
@@ -351,7 +374,9 @@ impl File {
         };
         let target = match whence {
             Whence::Set => offset,
-            Whence::Cur => (*pos as i64).checked_add(offset).ok_or(VfsError::EOVERFLOW)?,
+            Whence::Cur => (*pos as i64)
+                .checked_add(offset)
+                .ok_or(VfsError::EOVERFLOW)?,
             Whence::End => size.checked_add(offset).ok_or(VfsError::EOVERFLOW)?,
             Whence::Data | Whence::Hole if offset < 0 || offset >= size => {
                 return Err(VfsError::ENXIO);
@@ -401,7 +426,9 @@ impl File {
             stat.ino = pipe.ino;
             stat.mode |= S_IFIFO;
             stat.btime = Timespec { ns: pipe.btime };
-            stat.mtime = Timespec { ns: pipe.mtime.load(Ordering::Relaxed) };
+            stat.mtime = Timespec {
+                ns: pipe.mtime.load(Ordering::Relaxed),
+            };
             (stat.atime, stat.ctime) = (stat.mtime, stat.mtime);
         }
         stat
@@ -483,7 +510,10 @@ impl File {
 
     /// The directions a pipe's file is open for.
     fn ends(&self) -> Ends {
-        Ends { read: self.mode.contains(FMode::READ), write: self.mode.contains(FMode::WRITE) }
+        Ends {
+            read: self.mode.contains(FMode::READ),
+            write: self.mode.contains(FMode::WRITE),
+        }
     }
 
     /// For files without a name: what readlink of /proc/PID/fd/N shows, and a number.

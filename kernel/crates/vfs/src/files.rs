@@ -7,8 +7,9 @@
 //! initialised until used, so a new table costs two words, and a copy costs what is open.
 //!
 //! ```text
-//!   Table   first: Block { open: u64, cloexec: u64, slots: [_; 64] }       fd 0 to 63
-//!           more:  [ Option<KBox<Block>>, ... ]                            fd 64 and up
+//!   Files | table { next_fd, first: { open, cloexec, slots } , more: [ block, block, ... ] } |
+//!         |                                            |                 fd 64 to 127, ...
+//!         | first_slots [64] <-------------------------+
 //! ```
 //!
 //! A look-up takes the table's spinlock for three loads and a count. (A process that shares its
@@ -22,10 +23,15 @@
 //! INV-FD-1: the slot of a set bit in `open` is initialised: `None` while reserved, then the file.
 //! INV-FD-2: a bit in `cloexec` is set only where `open` is. INV-FD-3: every descriptor below
 //!   `next_fd` is in use.
+//! INV-FD-4: a block's `slots` are its alone: the first block's are a field of the `Files` that
+//!   holds it, the others' are on the heap. Who borrows a block of a table holds the table's lock,
+//!   or the `Files` exclusively.
 
 use crate::VfsError;
 use crate::file::File;
+use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use ksync::{LockClass, SpinGuard, SpinLock};
 use slab::{KArc, KBox};
@@ -47,35 +53,54 @@ pub struct Files {
     table: SpinLock<Table>,
     /// Descriptors are below this number.
     limit: AtomicU32,
+    /// The first block's slots, written and read through that block only (INV-FD-4).
+    first_slots: UnsafeCell<Slots>,
 }
 slab::object!(Files, "files_struct", links = 0);
+
+// SAFETY: `first_slots` is reached through the table only, whose lock is held (INV-FD-4).
+unsafe impl Sync for Files {}
 
 struct Table {
     next_fd: u32,
     first: Block,
-    more: Vec<Option<KBox<Block>>>,
+    more: Vec<Option<HeapBlock>>,
 }
 
 type Slot = Option<KArc<File>>;
+type Slots = [MaybeUninit<Slot>; BLOCK as usize];
 
 struct Block {
     open: u64,
     cloexec: u64,
-    slots: [MaybeUninit<Slot>; BLOCK as usize],
+    /// INV-FD-4.
+    slots: NonNull<Slots>,
 }
 
+// SAFETY: a block owns what its slots hold, which are KArcs of a Send and Sync type (INV-FD-4).
+unsafe impl Send for Block {}
+
 impl Block {
-    /// No descriptor in use; the slots are left as they are.
+    /// No descriptor in use. Nobody else uses these slots as long as the block lives (INV-FD-4).
     #[inline(always)]
-    fn init(room: &mut MaybeUninit<Block>) -> &mut Block {
-        let block = room.as_mut_ptr();
-        // SAFETY: writes the two fields that have invalid values to come from: every pattern of
-        // bits is a u64 once written, and uninitialised slots are valid MaybeUninits.
-        unsafe {
-            (&raw mut (*block).open).write(0);
-            (&raw mut (*block).cloexec).write(0);
-            room.assume_init_mut()
+    fn new(slots: NonNull<Slots>) -> Self {
+        Block {
+            open: 0,
+            cloexec: 0,
+            slots,
         }
+    }
+
+    #[inline(always)]
+    fn slots(&self) -> &Slots {
+        // SAFETY: INV-FD-4; shared like the borrow of `self`.
+        unsafe { self.slots.as_ref() }
+    }
+
+    #[inline(always)]
+    fn slots_mut(&mut self) -> &mut Slots {
+        // SAFETY: INV-FD-4; exclusive like the borrow of `self`.
+        unsafe { self.slots.as_mut() }
     }
 
     #[inline(always)]
@@ -90,14 +115,14 @@ impl Block {
             return None;
         }
         // SAFETY: INV-FD-1.
-        unsafe { self.slots[bit as usize].assume_init_ref() }.as_ref()
+        unsafe { self.slots()[bit as usize].assume_init_ref() }.as_ref()
     }
 
     /// Opens `bit`, which is closed.
     #[inline]
     fn set(&mut self, bit: u32, file: Slot, cloexec: bool) {
         debug_assert!(!self.is_open(bit));
-        self.slots[bit as usize].write(file);
+        self.slots_mut()[bit as usize].write(file);
         self.open |= 1 << bit;
         self.cloexec |= (cloexec as u64) << bit;
     }
@@ -106,7 +131,8 @@ impl Block {
     #[inline]
     fn slot(&mut self, bit: u32) -> Option<&mut Slot> {
         // SAFETY: INV-FD-1.
-        self.is_open(bit).then(|| unsafe { self.slots[bit as usize].assume_init_mut() })
+        self.is_open(bit)
+            .then(|| unsafe { self.slots_mut()[bit as usize].assume_init_mut() })
     }
 
     /// Closes an open `bit` and returns what was there.
@@ -118,7 +144,14 @@ impl Block {
         file
     }
 
+    fn close_all(&mut self) {
+        while self.open != 0 {
+            drop(self.clear(self.open.trailing_zeros()));
+        }
+    }
+
     /// Copies the files (not the reservations) of `from` into this empty block.
+    #[inline]
     fn copy_from(&mut self, from: &Block) {
         let mut left = from.open;
         while left != 0 {
@@ -131,11 +164,32 @@ impl Block {
     }
 }
 
-impl Drop for Block {
+impl Drop for Files {
     fn drop(&mut self) {
-        while self.open != 0 {
-            drop(self.clear(self.open.trailing_zeros()));
-        }
+        // The slots are a field of this object: they go after this.
+        self.table.get_mut().first.close_all();
+    }
+}
+
+/// A block with slots of its own.
+struct HeapBlock(Block);
+
+impl HeapBlock {
+    fn new() -> Result<Self, VfsError> {
+        let mut room = KBox::<Slots>::try_uninit()?;
+        room.value_mut()
+            .write([const { MaybeUninit::uninit() }; BLOCK as usize]);
+        // SAFETY: just written (no byte of it: uninitialised slots are valid).
+        let slots = unsafe { room.assume_init() };
+        Ok(HeapBlock(Block::new(KBox::into_raw(slots))))
+    }
+}
+
+impl Drop for HeapBlock {
+    fn drop(&mut self) {
+        self.0.close_all();
+        // SAFETY: from `into_raw` in `new`; the block has no open slot left.
+        drop(unsafe { KBox::from_raw(self.0.slots) });
     }
 }
 
@@ -144,7 +198,7 @@ impl Table {
     fn block(&self, fd: u32) -> Option<&Block> {
         match fd / BLOCK {
             0 => Some(&self.first),
-            n => self.more.get(n as usize - 1)?.as_deref(),
+            n => self.more.get(n as usize - 1)?.as_ref().map(|b| &b.0),
         }
     }
 
@@ -152,7 +206,11 @@ impl Table {
     fn block_mut(&mut self, fd: u32) -> Option<&mut Block> {
         match fd / BLOCK {
             0 => Some(&mut self.first),
-            n => self.more.get_mut(n as usize - 1)?.as_deref_mut(),
+            n => self
+                .more
+                .get_mut(n as usize - 1)?
+                .as_mut()
+                .map(|b| &mut b.0),
         }
     }
 
@@ -169,17 +227,16 @@ impl Table {
     fn make_more(&mut self, index: usize) -> Result<&mut Block, VfsError> {
         if self.more.len() <= index {
             let missing = index + 1 - self.more.len();
-            self.more.try_reserve(missing).map_err(|_| VfsError::ENOMEM)?;
+            self.more
+                .try_reserve(missing)
+                .map_err(|_| VfsError::ENOMEM)?;
             self.more.resize_with(index + 1, || None);
         }
         let slot = &mut self.more[index];
         if slot.is_none() {
-            let mut room = KBox::<Block>::try_uninit()?;
-            Block::init(room.value_mut());
-            // SAFETY: `init` has made it valid.
-            *slot = Some(unsafe { room.assume_init() });
+            *slot = Some(HeapBlock::new()?);
         }
-        Ok(slot.as_mut().expect("just made"))
+        Ok(&mut slot.as_mut().expect("just made").0)
     }
 
     #[inline(always)]
@@ -234,14 +291,25 @@ impl Files {
         Ok(Self::empty(DEFAULT_NOFILE)?)
     }
 
+    /// An empty table, built in place: its slots are never moved, nor written before they are used.
+    #[inline]
     fn empty(limit: u32) -> Result<KArc<Self>, slab::AllocError> {
-        let first = Block {
-            open: 0,
-            cloexec: 0,
-            slots: [const { MaybeUninit::uninit() }; BLOCK as usize],
-        };
-        let table = Table { next_fd: 0, first, more: Vec::new() };
-        KArc::new(Files { table: SpinLock::new(table, &TABLE_CLASS), limit: AtomicU32::new(limit) })
+        let mut room = KArc::<Files>::try_uninit()?;
+        let files = room.value_mut().as_mut_ptr();
+        // SAFETY: the room is ours and large enough. All fields but the slots are written, and
+        // slots are valid uninitialised. The object does not move (it is never taken out of its
+        // KArc), so the block may point into it (INV-FD-4).
+        unsafe {
+            let slots = NonNull::new_unchecked((&raw mut (*files).first_slots).cast::<Slots>());
+            let table = Table {
+                next_fd: 0,
+                first: Block::new(slots),
+                more: Vec::new(),
+            };
+            (&raw mut (*files).table).write(SpinLock::new(table, &TABLE_CLASS));
+            (&raw mut (*files).limit).write(AtomicU32::new(limit));
+            Ok(room.assume_init())
+        }
     }
 
     #[inline(always)]
@@ -409,7 +477,7 @@ impl Files {
             to.first.copy_from(&from.first);
             to.next_fd = from.next_fd.min((!to.first.open).trailing_zeros());
             for (i, block) in from.more.iter().enumerate() {
-                if let Some(block) = block.as_deref().filter(|b| b.open != 0) {
+                if let Some(HeapBlock(block)) = block.as_ref().filter(|b| b.0.open != 0) {
                     to.make_more(i)?.copy_from(block);
                 }
             }
@@ -423,7 +491,9 @@ impl Files {
         loop {
             let closed = {
                 let mut table = self.lock();
-                let Some(fd) = next_cloexec(&table, start) else { return };
+                let Some(fd) = next_cloexec(&table, start) else {
+                    return;
+                };
                 start = fd + 1;
                 table.close(fd)
             };
@@ -440,18 +510,22 @@ impl Files {
     /// How many descriptors are in use.
     pub fn nr_open(&self) -> u32 {
         let table = self.lock();
-        let more = table.more.iter().flatten().map(|b| b.open.count_ones());
+        let more = table.more.iter().flatten().map(|b| b.0.open.count_ones());
         table.first.open.count_ones() + more.sum::<u32>()
     }
 
     /// Panics unless the table is as its invariants say. For tests.
     pub fn check_invariants(&self) {
         let table = self.lock();
-        for block in core::iter::once(&table.first).chain(table.more.iter().flatten().map(|b| &**b)) {
+        for block in core::iter::once(&table.first).chain(table.more.iter().flatten().map(|b| &b.0))
+        {
             assert!(block.cloexec & !block.open == 0, "INV-FD-2");
         }
         for fd in 0..table.next_fd {
-            assert!(table.block(fd).is_some_and(|b| b.is_open(fd % BLOCK)), "INV-FD-3");
+            assert!(
+                table.block(fd).is_some_and(|b| b.is_open(fd % BLOCK)),
+                "INV-FD-3"
+            );
         }
     }
 }
@@ -492,7 +566,12 @@ impl FdSlot<'_> {
     #[inline]
     pub fn install(self, file: KArc<File>) -> i32 {
         let fd = self.fd;
-        if let Some(slot) = self.files.lock().block_mut(fd).and_then(|b| b.slot(fd % BLOCK)) {
+        if let Some(slot) = self
+            .files
+            .lock()
+            .block_mut(fd)
+            .and_then(|b| b.slot(fd % BLOCK))
+        {
             debug_assert!(slot.is_none());
             *slot = Some(file);
         }

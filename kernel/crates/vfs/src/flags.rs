@@ -105,6 +105,9 @@ impl DevId {
 
     /// From `mknod`'s argument (32 bits).
     pub const fn decode(dev: u32) -> Self {
-        DevId { major: dev >> 8 & 0xfff, minor: (dev & 0xff) | (dev >> 12 & 0xfff00) }
+        DevId {
+            major: dev >> 8 & 0xfff,
+            minor: (dev & 0xff) | (dev >> 12 & 0xfff00),
+        }
     }
 }

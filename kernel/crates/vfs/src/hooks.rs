@@ -95,5 +95,7 @@ pub fn set_now(ns: u64) {
 /// The coarse clock.
 #[inline(always)]
 pub fn now() -> Timespec {
-    Timespec { ns: NOW_NS.load(Ordering::Relaxed) }
+    Timespec {
+        ns: NOW_NS.load(Ordering::Relaxed),
+    }
 }

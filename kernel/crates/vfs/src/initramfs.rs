@@ -50,13 +50,22 @@ impl fmt::Display for InitramfsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed { offset } => {
-                write!(f, "initramfs: no cpio entry (newc) and no trailer at byte {offset}")
+                write!(
+                    f,
+                    "initramfs: no cpio entry (newc) and no trailer at byte {offset}"
+                )
             }
             Self::BadName { offset } => {
-                write!(f, "initramfs: the name at byte {offset} is empty or leads out of the tree")
+                write!(
+                    f,
+                    "initramfs: the name at byte {offset} is empty or leads out of the tree"
+                )
             }
             Self::Failed { offset, error } => {
-                write!(f, "initramfs: the entry whose name is at byte {offset}: {error}")
+                write!(
+                    f,
+                    "initramfs: the entry whose name is at byte {offset}: {error}"
+                )
             }
         }
     }
@@ -89,7 +98,12 @@ const HEADER: usize = 110;
 pub fn unpack(root: &KArc<Dentry>, archive: &'static [u8]) -> Result<Unpacked, InitramfsError> {
     let fs = FsStruct::new(root).map_err(|error| InitramfsError::Failed { offset: 0, error })?;
     fs.set_umask(0);
-    let mut unpacker = Unpacker { fs, archive, done: Unpacked::default(), inodes: Vec::new() };
+    let mut unpacker = Unpacker {
+        fs,
+        archive,
+        done: Unpacked::default(),
+        inodes: Vec::new(),
+    };
     let mut at = 0;
     while let Some(next) = next_archive(archive, at) {
         at = unpacker.one_archive(next)?;
@@ -99,7 +113,11 @@ pub fn unpack(root: &KArc<Dentry>, archive: &'static [u8]) -> Result<Unpacked, I
 
 /// Skips the zeroes between archives; `None` at the end.
 fn next_archive(bytes: &[u8], at: usize) -> Option<usize> {
-    bytes.get(at..)?.iter().position(|&b| b != 0).map(|i| at + i)
+    bytes
+        .get(at..)?
+        .iter()
+        .position(|&b| b != 0)
+        .map(|i| at + i)
 }
 
 struct Unpacker {
@@ -120,11 +138,15 @@ impl Unpacker {
         // The reader knows older formats too, and takes them for an entry: only newc is read here.
         while self.is_entry(at) {
             let bytes = &self.archive[at..];
-            let Some(entry) = cpio_reader::iter_files(bytes).next() else { break };
+            let Some(entry) = cpio_reader::iter_files(bytes).next() else {
+                break;
+            };
             let offset = at + HEADER;
             self.entry(&entry, offset)?;
             let data = (HEADER + entry.name().len() + 1).next_multiple_of(4);
-            at = (at + data + entry.file().len()).next_multiple_of(4).min(self.archive.len());
+            at = (at + data + entry.file().len())
+                .next_multiple_of(4)
+                .min(self.archive.len());
         }
         let name = self.archive.get(at + HEADER..at + HEADER + TRAILER.len());
         if self.is_entry(at) && name == Some(TRAILER) {
@@ -141,11 +163,15 @@ impl Unpacker {
 
     fn entry(&mut self, entry: &Entry, offset: usize) -> Result<(), InitramfsError> {
         let name = entry.name().as_bytes();
-        let path = name.iter().position(|&b| b != b'/').map_or(&name[..0], |i| &name[i..]);
+        let path = name
+            .iter()
+            .position(|&b| b != b'/')
+            .map_or(&name[..0], |i| &name[i..]);
         if path.is_empty() || path.contains(&0) || path.split(|&b| b == b'/').any(|c| c == b"..") {
             return Err(InitramfsError::BadName { offset });
         }
-        self.place(entry, path).map_err(|error| InitramfsError::Failed { offset, error })
+        self.place(entry, path)
+            .map_err(|error| InitramfsError::Failed { offset, error })
     }
 
     /// Makes what the entry describes at `path`.
@@ -189,19 +215,32 @@ impl Unpacker {
         let fs = self.fs.clone();
         let at = At::cwd(&fs);
         let number = |n: Option<u32>| n.unwrap_or(0);
-        let key = (number(entry.devmajor()), number(entry.devminor()), entry.ino());
-        let known = self.inodes.iter().position(|(k, _)| *k == key && entry.nlink() > 1);
+        let key = (
+            number(entry.devmajor()),
+            number(entry.devminor()),
+            entry.ino(),
+        );
+        let known = self
+            .inodes
+            .iter()
+            .position(|(k, _)| *k == key && entry.nlink() > 1);
         clear(at, path)?;
         if let Some(i) = known {
             if !entry.file().is_empty() {
                 self.refill(i, at, entry)?;
             }
             let inode = self.inodes[i].1.clone();
-            return insert(&prepare(at, path, false, |_| Ok(inode.clone()))?, Naming::Another);
+            return insert(
+                &prepare(at, path, false, |_| Ok(inode.clone()))?,
+                Naming::Another,
+            );
         }
         let bytes = entry.file();
         let fresh = prepare(at, path, false, |name| {
-            Inode::new(InodeKind::Regular(Regular::new(bytes, name)?), entry.mode().bits())
+            Inode::new(
+                InodeKind::Regular(Regular::new(bytes, name)?),
+                entry.mode().bits(),
+            )
         })?;
         insert(&fresh, Naming::First)?;
         if entry.nlink() > 1 {
@@ -246,7 +285,9 @@ fn stamp(at: At<'_>, path: &[u8], entry: &Entry) -> Result<(), VfsError> {
     let inode = dentry.inode();
     inode.chown(Some(entry.uid()), Some(entry.gid()));
     inode.chmod(entry.mode().bits());
-    let time = Timespec { ns: entry.mtime().saturating_mul(1_000_000_000) };
+    let time = Timespec {
+        ns: entry.mtime().saturating_mul(1_000_000_000),
+    };
     inode.set_times(Some(time), Some(time));
     Ok(())
 }

@@ -79,7 +79,9 @@ impl Target {
     /// Copies the path. ENOMEM.
     pub(crate) fn new(path: &[u8]) -> Result<Self, VfsError> {
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(path.len()).map_err(|_| VfsError::ENOMEM)?;
+        bytes
+            .try_reserve_exact(path.len())
+            .map_err(|_| VfsError::ENOMEM)?;
         bytes.extend_from_slice(path);
         Ok(Target(bytes))
     }
@@ -138,7 +140,9 @@ impl Dir {
             next_cookie: FIRST_COOKIE,
             dead: false,
         };
-        Dir { state: SpinLock::new(state, &DIR_CLASS) }
+        Dir {
+            state: SpinLock::new(state, &DIR_CLASS),
+        }
     }
 }
 
@@ -234,13 +238,21 @@ impl Inode {
                 (n != 0 && n < LINK_MAX).then_some(n + 1)
             })
             .map(|_| ())
-            .map_err(|n| if n == 0 { VfsError::ENOENT } else { VfsError::EMLINK })
+            .map_err(|n| {
+                if n == 0 {
+                    VfsError::ENOENT
+                } else {
+                    VfsError::EMLINK
+                }
+            })
     }
 
     /// Changes the permission bits.
     pub(crate) fn chmod(&self, perm: u32) {
         let set = |m| Some(m & S_IFMT | perm & S_IALLUGO);
-        let _ = self.mode.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set);
+        let _ = self
+            .mode
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, set);
         self.touch_ctime();
     }
 
@@ -255,7 +267,9 @@ impl Inode {
         }
         if !self.is_dir() {
             let strip = |m| Some(m & !0o4000 & if m & 0o010 != 0 { !0o2000 } else { !0 });
-            let _ = self.mode.fetch_update(Ordering::Relaxed, Ordering::Relaxed, strip);
+            let _ = self
+                .mode
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, strip);
         }
         self.touch_ctime();
     }
@@ -342,7 +356,9 @@ impl Inode {
             _ => DevId::new(0, 0),
         };
         let blocks = self.as_regular().map_or(0, |r| r.nr_pages() * 8);
-        let time = |t: &AtomicU64| Timespec { ns: t.load(Ordering::Relaxed) };
+        let time = |t: &AtomicU64| Timespec {
+            ns: t.load(Ordering::Relaxed),
+        };
         Kstat {
             dev: RAMFS_DEV,
             ino: self.ino,

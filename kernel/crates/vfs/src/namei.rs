@@ -45,7 +45,10 @@ impl<'a> At<'a> {
     /// Relative to an open directory.
     #[inline(always)]
     pub fn dir(fs: &'a FsStruct, base: &'a File) -> Self {
-        At { fs, base: Some(base) }
+        At {
+            fs,
+            base: Some(base),
+        }
     }
 }
 
@@ -70,8 +73,8 @@ pub(crate) struct Walk<'r> {
     pub cur: &'r Dentry,
     /// The path not walked yet; its lifetime is the caller's path or a link's target.
     rest: &'r [u8],
-    /// The last component, once `to_last` has returned.
-    pub last: &'r [u8],
+    /// The last component, once `walk_to_last` has returned, hashed in `cur`.
+    last: Qstr<'r>,
     pub last_kind: Last,
     /// A slash follows the last component, or did in a link that led here: it must be a directory.
     pub must_be_dir: bool,
@@ -102,7 +105,10 @@ impl<'r> Walk<'r> {
             root,
             cur,
             rest: path,
-            last: &[],
+            last: Qstr {
+                name: &[],
+                hash_len: 0,
+            },
             last_kind: Last::Root,
             must_be_dir: false,
             nr_links: 0,
@@ -113,14 +119,14 @@ impl<'r> Walk<'r> {
 
     /// Walks until only the last component is left. ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG.
     #[inline]
-    pub fn to_last(&mut self) -> Result<(), VfsError> {
+    pub fn walk_to_last(&mut self) -> Result<(), VfsError> {
         loop {
             while let [b'/', tail @ ..] = self.rest {
                 self.rest = tail;
             }
             if self.rest.is_empty() {
                 if self.depth == 0 {
-                    (self.last, self.last_kind) = (&[], Last::Root);
+                    (self.last.name, self.last_kind) = (&[], Last::Root);
                     return Ok(());
                 }
                 self.pop();
@@ -135,7 +141,7 @@ impl<'r> Walk<'r> {
                 _ => Last::Norm,
             };
             if !more && self.depth == 0 {
-                (self.last, self.last_kind) = (q.name, kind);
+                (self.last, self.last_kind) = (q, kind);
                 self.must_be_dir |= slash;
                 return Ok(());
             }
@@ -183,17 +189,25 @@ impl<'r> Walk<'r> {
         Ok(d_lookup(self.cur, q, self.rcu))
     }
 
+    /// The last component's bytes.
+    #[inline]
+    pub fn last_name(&self) -> &'r [u8] {
+        self.last.name
+    }
+
     /// Looks the last component up, where it is a name. ENAMETOOLONG.
     #[inline]
     pub fn lookup_last(&self) -> Result<Option<&'r Dentry>, VfsError> {
         debug_assert!(self.last_kind == Last::Norm);
-        self.lookup(&Qstr::new(self.cur.salt(), self.last))
+        self.lookup(&self.last)
     }
 
     /// Continues at a link's target. ELOOP.
     #[cold]
     pub fn enter_link(&mut self, link: &'r Inode) -> Result<(), VfsError> {
-        let InodeKind::Symlink(target) = &link.kind else { return Err(VfsError::EINVAL) };
+        let InodeKind::Symlink(target) = &link.kind else {
+            return Err(VfsError::EINVAL);
+        };
         self.nr_links += 1;
         if self.nr_links > MAXSYMLINKS {
             return Err(VfsError::ELOOP);
@@ -227,7 +241,7 @@ impl<'r> Walk<'r> {
     #[inline]
     pub fn finish(&mut self, follow: bool) -> Result<&'r Dentry, VfsError> {
         loop {
-            self.to_last()?;
+            self.walk_to_last()?;
             match self.last_kind {
                 Last::Norm => {}
                 Last::DotDot => {
@@ -302,11 +316,20 @@ pub(crate) struct Parent<'p> {
 /// Walks to the last component of `path` and returns the directory it is in.
 pub(crate) fn lookup_parent<'p>(at: At<'_>, path: &'p [u8]) -> Result<Parent<'p>, VfsError> {
     let (dir, kind, len) = walk(at, path, |w, rcu| {
-        w.to_last()?;
-        Ok((d_get(w.cur, rcu).ok_or(VfsError::ENOENT)?, w.last_kind, w.last.len()))
+        w.walk_to_last()?;
+        Ok((
+            d_get(w.cur, rcu).ok_or(VfsError::ENOENT)?,
+            w.last_kind,
+            w.last_name().len(),
+        ))
     })?;
     // The last component is the path's own: nothing of a link is left on the stack at the end.
     let end = path.iter().rposition(|&b| b != b'/').map_or(0, |i| i + 1);
     let last = &path[end - len.min(end)..end];
-    Ok(Parent { dir, last, kind, slash: end < path.len() && kind != Last::Root })
+    Ok(Parent {
+        dir,
+        last,
+        kind,
+        slash: end < path.len() && kind != Last::Root,
+    })
 }

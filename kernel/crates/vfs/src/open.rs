@@ -21,12 +21,7 @@ use slab::{KArc, KArcUninit};
 /// Opens `path`. `perm`: permission bits for a new file, before the umask. EACCES, EEXIST, EINVAL,
 /// EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, ENXIO, EOPNOTSUPP, ERESTARTSYS (a FIFO),
 /// ETXTBSY. May sleep.
-pub fn open(
-    at: At<'_>,
-    path: &[u8],
-    flags: OpenFlags,
-    perm: u32,
-) -> Result<KArc<File>, VfsError> {
+pub fn open(at: At<'_>, path: &[u8], flags: OpenFlags, perm: u32) -> Result<KArc<File>, VfsError> {
     let flags = check_flags(flags)?;
     let room = KArc::<File>::try_uninit()?;
     if !flags.contains(OpenFlags::CREAT) {
@@ -81,7 +76,13 @@ fn exec_file(room: KArcUninit<File>, dentry: KArc<Dentry>) -> Result<KArc<File>,
     dentry.inode().deny_write_access()?;
     let mode = FMode::READ | FMode::SEEK | FMode::DENY_WRITE;
     let flags = OpenFlags::LARGEFILE;
-    Ok(File::fill(room, FileKind::Regular, mode, flags, Some(dentry)))
+    Ok(File::fill(
+        room,
+        FileKind::Regular,
+        mode,
+        flags,
+        Some(dentry),
+    ))
 }
 
 /// A pipe: the file to read from and the file to write to. `flags`: O_NONBLOCK, O_CLOEXEC (the
@@ -109,7 +110,13 @@ pub fn memfd(name: &[u8], flags: OpenFlags) -> Result<KArc<File>, VfsError> {
     dentry.inode().get_write_access()?;
     let mode = FMode::READ | FMode::WRITE | FMode::SEEK | FMode::WRITER;
     let flags = status(flags) | OpenFlags::RDWR | OpenFlags::LARGEFILE;
-    Ok(File::fill(room, FileKind::Regular, mode, flags, Some(dentry)))
+    Ok(File::fill(
+        room,
+        FileKind::Regular,
+        mode,
+        flags,
+        Some(dentry),
+    ))
 }
 
 /// Linux's build_open_flags: what makes no sense, and what implies what.
@@ -145,7 +152,7 @@ fn find_or_prepare<'r>(
     perm: u32,
 ) -> Result<Found, VfsError> {
     loop {
-        w.to_last()?;
+        w.walk_to_last()?;
         let found = match w.last_kind {
             Last::Norm if w.must_be_dir => return Err(VfsError::EISDIR),
             Last::Norm => w.lookup_last()?,
@@ -157,9 +164,9 @@ fn find_or_prepare<'r>(
         };
         let Some(found) = found else {
             let dir = d_get(w.cur, rcu).ok_or(VfsError::ENOENT)?;
-            let regular = Regular::new(&[], w.last)?;
+            let regular = Regular::new(&[], w.last_name())?;
             let inode = Inode::new(InodeKind::Regular(regular), perm & !at.fs.umask())?;
-            let dentry = Dentry::new(&dir, w.last, inode)?;
+            let dentry = Dentry::new(&dir, w.last_name(), inode)?;
             return Ok(Found::Fresh(Fresh { dir, dentry }));
         };
         if matches!(found.inode().kind, InodeKind::Symlink(_))
@@ -193,7 +200,13 @@ fn open_dentry(
         return Err(VfsError::ENOTDIR);
     }
     if flags.contains(OpenFlags::PATH) {
-        return Ok(File::fill(room, FileKind::Path, FMode::empty(), flags, Some(dentry)));
+        return Ok(File::fill(
+            room,
+            FileKind::Path,
+            FMode::empty(),
+            flags,
+            Some(dentry),
+        ));
     }
     let mut mode = access_mode(flags);
     let status = status(flags) | OpenFlags::LARGEFILE;
@@ -219,8 +232,10 @@ fn open_dentry(
             FileKind::Dev(dev)
         }
         InodeKind::Fifo(hub) => {
-            let ends =
-                Ends { read: mode.contains(FMode::READ), write: mode.contains(FMode::WRITE) };
+            let ends = Ends {
+                read: mode.contains(FMode::READ),
+                write: mode.contains(FMode::WRITE),
+            };
             if !ends.read && !ends.write {
                 return Err(VfsError::EINVAL);
             }

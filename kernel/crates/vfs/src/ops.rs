@@ -39,7 +39,11 @@ bitflags::bitflags! {
 
 /// Whether the superuser may: EACCES only for executing what has no execute bit.
 pub fn access(at: At<'_>, path: &[u8], mode: AccessMode, follow: bool) -> Result<(), VfsError> {
-    walk(at, path, |w, _| w.finish(follow)?.inode().permission(mode.contains(AccessMode::EXEC)))
+    walk(at, path, |w, _| {
+        w.finish(follow)?
+            .inode()
+            .permission(mode.contains(AccessMode::EXEC))
+    })
 }
 
 /// Attributes of the file system that `path` is on.
@@ -52,7 +56,11 @@ pub fn statfs(at: At<'_>, path: &[u8]) -> Result<Kstatfs, VfsError> {
 pub fn fstatfs(file: &File) -> Kstatfs {
     let mut stat = ramfs_statfs();
     if file.dentry().is_none() {
-        stat.f_type = if file.pipe().is_some() { PIPEFS_MAGIC } else { ANON_INODE_FS_MAGIC };
+        stat.f_type = if file.pipe().is_some() {
+            PIPEFS_MAGIC
+        } else {
+            ANON_INODE_FS_MAGIC
+        };
         (stat.blocks, stat.bfree, stat.bavail) = (0, 0, 0);
     }
     stat
@@ -94,7 +102,9 @@ pub fn freadlink(file: &File, buf: &mut impl BufOut) -> Result<usize, VfsError> 
 }
 
 fn read_target(inode: &Inode, buf: &mut impl BufOut) -> Result<usize, VfsError> {
-    let InodeKind::Symlink(target) = &inode.kind else { return Err(VfsError::EINVAL) };
+    let InodeKind::Symlink(target) = &inode.kind else {
+        return Err(VfsError::EINVAL);
+    };
     let target = target.as_bytes();
     let n = target.len().min(buf.remaining());
     if n == 0 {
@@ -108,7 +118,9 @@ fn read_target(inode: &Inode, buf: &mut impl BufOut) -> Result<usize, VfsError> 
 /// Makes a directory. EEXIST, ENOENT, ENOMEM.
 pub fn mkdir(at: At<'_>, path: &[u8], perm: u32) -> Result<(), VfsError> {
     let perm = perm & 0o1777 & !at.fs.umask();
-    let fresh = prepare(at, path, true, |_| Inode::new(InodeKind::Dir(Dir::new()), perm))?;
+    let fresh = prepare(at, path, true, |_| {
+        Inode::new(InodeKind::Dir(Dir::new()), perm)
+    })?;
     insert(&fresh, Naming::First)
 }
 
@@ -184,7 +196,8 @@ pub fn fchmod(file: &File, perm: u32) -> Result<(), VfsError> {
     if file.is_path() {
         return Err(VfsError::EBADF);
     }
-    file.inode().map_or(Ok(()), |inode| fchmod_inode(inode, perm))
+    file.inode()
+        .map_or(Ok(()), |inode| fchmod_inode(inode, perm))
 }
 
 fn fchmod_inode(inode: &Inode, perm: u32) -> Result<(), VfsError> {
@@ -306,11 +319,7 @@ pub fn file_path<'b>(fs: &FsStruct, file: &File, buf: &'b mut [u8]) -> Result<&'
 
 /// The path from `root` to `dentry`, written to the end of `buf`. Outside of `root` it starts with
 /// "(unreachable)". ERANGE.
-pub fn d_path<'b>(
-    dentry: &Dentry,
-    root: &Dentry,
-    buf: &'b mut [u8],
-) -> Result<&'b [u8], VfsError> {
+pub fn d_path<'b>(dentry: &Dentry, root: &Dentry, buf: &'b mut [u8]) -> Result<&'b [u8], VfsError> {
     let mut at = buf.len();
     let mut prepend = |bytes: &[u8]| -> Result<(), VfsError> {
         let start = at.checked_sub(bytes.len()).ok_or(VfsError::ERANGE)?;
@@ -354,4 +363,3 @@ pub fn new_ramfs(immortal: bool) -> Result<KArc<Dentry>, VfsError> {
     }
     Ok(root)
 }
-

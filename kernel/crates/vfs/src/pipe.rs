@@ -91,7 +91,12 @@ impl Pipe {
     pub(crate) fn new(nr_each: u32) -> Result<KArc<Self>, VfsError> {
         let room = KArc::<Pipe>::try_uninit()?;
         let now = now().ns;
-        let ring = Ring { head: 0, tail: 0, pages: [None; NR_PAGES], spare: None };
+        let ring = Ring {
+            head: 0,
+            tail: 0,
+            pages: [None; NR_PAGES],
+            spare: None,
+        };
         Ok(room.write(Pipe {
             ring: Mutex::new(ring, &RING_CLASS),
             len: AtomicU32::new(0),
@@ -252,7 +257,10 @@ impl Pipe {
 
     /// Where `poll` waits for reading and for writing.
     pub(crate) fn poll_queues(&self, ends: Ends) -> [Option<&WaitQueue>; 2] {
-        [ends.read.then_some(&self.read_wait), ends.write.then_some(&self.write_wait)]
+        [
+            ends.read.then_some(&self.read_wait),
+            ends.write.then_some(&self.write_wait),
+        ]
     }
 
     /// One file more at these ends.
@@ -365,12 +373,18 @@ impl Ring {
         }
         self.trim();
         let done = wanted - buf.remaining();
-        if done > 0 { Ok(done) } else { result.map(|()| 0) }
+        if done > 0 {
+            Ok(done)
+        } else {
+            result.map(|()| 0)
+        }
     }
 
     /// Takes a page out of the ring, into the hand or back to the allocator.
     fn let_go(&mut self, index: usize) {
-        let Some(page) = self.pages[index].take() else { return };
+        let Some(page) = self.pages[index].take() else {
+            return;
+        };
         if self.spare.is_none() {
             self.spare = Some(page);
         } else {
@@ -401,7 +415,12 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        for page in self.pages.iter_mut().chain([&mut self.spare]).filter_map(Option::take) {
+        for page in self
+            .pages
+            .iter_mut()
+            .chain([&mut self.spare])
+            .filter_map(Option::take)
+        {
             free_pages(page);
         }
     }
@@ -422,7 +441,14 @@ impl FifoHub {
         let (pipe, readers, writers) = {
             let mut hub = self.0.lock();
             let pipe = hub.get_or_insert(fresh).clone();
-            if ends == (Ends { read: false, write: true }) && nonblock && !pipe.has_readers() {
+            if ends
+                == (Ends {
+                    read: false,
+                    write: true,
+                })
+                && nonblock
+                && !pipe.has_readers()
+            {
                 if !pipe.has_writers() {
                     *hub = None;
                 }
@@ -434,10 +460,18 @@ impl FifoHub {
             (pipe, seen.0, seen.1)
         };
         let partner = match ends {
-            Ends { read: true, write: false } => pipe.read_wait.wait_until_interruptible(|| {
-                nonblock || pipe.has_writers() || pipe.writer_opens.load(Ordering::Relaxed) != writers
+            Ends {
+                read: true,
+                write: false,
+            } => pipe.read_wait.wait_until_interruptible(|| {
+                nonblock
+                    || pipe.has_writers()
+                    || pipe.writer_opens.load(Ordering::Relaxed) != writers
             }),
-            Ends { read: false, write: true } => pipe.write_wait.wait_until_interruptible(|| {
+            Ends {
+                read: false,
+                write: true,
+            } => pipe.write_wait.wait_until_interruptible(|| {
                 pipe.has_readers() || pipe.reader_opens.load(Ordering::Relaxed) != readers
             }),
             _ => Ok(()),
@@ -453,7 +487,11 @@ impl FifoHub {
     pub(crate) fn release(&self, pipe: &KArc<Pipe>, ends: Ends) {
         let mut hub = self.0.lock();
         pipe.release(ends);
-        let last = if pipe.has_readers() || pipe.has_writers() { None } else { hub.take() };
+        let last = if pipe.has_readers() || pipe.has_writers() {
+            None
+        } else {
+            hub.take()
+        };
         drop(hub);
         drop(last);
     }

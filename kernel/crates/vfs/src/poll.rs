@@ -25,6 +25,8 @@ bitflags::bitflags! {
 
 impl PollMask {
     /// Ready for everything: files and most devices.
-    pub const ALWAYS: PollMask =
-        PollMask::IN.union(PollMask::OUT).union(PollMask::RDNORM).union(PollMask::WRNORM);
+    pub const ALWAYS: PollMask = PollMask::IN
+        .union(PollMask::OUT)
+        .union(PollMask::RDNORM)
+        .union(PollMask::WRNORM);
 }

@@ -26,7 +26,10 @@ impl<'a> Qstr<'a> {
         for i in (0..name.len()).step_by(WORD) {
             h = mix(h, word_at(name, i));
         }
-        Qstr { name, hash_len: fold(h, name.len()) }
+        Qstr {
+            name,
+            hash_len: fold(h, name.len()),
+        }
     }
 
     /// Splits the first component off `path`, which does not start with a slash and is not empty.
@@ -53,7 +56,13 @@ impl<'a> Qstr<'a> {
         };
         // `len` is at most the path's length: a slash is found only in bytes that exist.
         let (name, rest) = path.split_at(len);
-        (Qstr { name, hash_len: fold(h, len) }, rest)
+        (
+            Qstr {
+                name,
+                hash_len: fold(h, len),
+            },
+            rest,
+        )
     }
 }
 
@@ -83,7 +92,9 @@ pub(crate) fn word_at(s: &[u8], i: usize) -> u64 {
         // The last word of `s` ends with the bytes wanted; at least one of them exists or none.
         let missing = (i + WORD - s.len()).min(WORD);
         let last: [u8; WORD] = s[s.len() - WORD..].try_into().unwrap();
-        return u64::from_le_bytes(last).checked_shr(missing as u32 * 8).unwrap_or(0);
+        return u64::from_le_bytes(last)
+            .checked_shr(missing as u32 * 8)
+            .unwrap_or(0);
     }
     short_word(s, i)
 }

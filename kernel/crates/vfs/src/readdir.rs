@@ -61,11 +61,20 @@ pub(crate) fn getdents64(
 ) -> Result<usize, VfsError> {
     let wanted = buf.remaining();
     loop {
-        let mut packer = Packer { bytes: [0; BATCH], used: 0, room: buf.remaining(), next: *pos };
+        let mut packer = Packer {
+            bytes: [0; BATCH],
+            used: 0,
+            room: buf.remaining(),
+            next: *pos,
+        };
         let at_end = pack(dir, *pos, &mut packer)?;
         let done = wanted - buf.remaining();
         if packer.used == 0 {
-            return if done == 0 && !at_end { Err(VfsError::EINVAL) } else { Ok(done) };
+            return if done == 0 && !at_end {
+                Err(VfsError::EINVAL)
+            } else {
+                Ok(done)
+            };
         }
         if let Err(e) = buf.put(&packer.bytes[..packer.used]) {
             // A batch whose copy faults will be given again.

@@ -48,9 +48,17 @@ impl Regular {
     /// A file that holds `bytes`, or nothing; `name` is for /proc/PID/maps. ENOMEM.
     pub(crate) fn new(bytes: &'static [u8], name: &[u8]) -> Result<Self, VfsError> {
         let len = bytes.len() as u64;
-        let filler = if bytes.is_empty() { Filler::Zero } else { Filler::Static(bytes) };
+        let filler = if bytes.is_empty() {
+            Filler::Zero
+        } else {
+            Filler::Static(bytes)
+        };
         let mapping = AddressSpace::new(filler, len, name)?;
-        Ok(Regular { mapping, archived: len, sem: Mutex::new((), &SEM_CLASS) })
+        Ok(Regular {
+            mapping,
+            archived: len,
+            sem: Mutex::new((), &SEM_CLASS),
+        })
     }
 
     /// The page cache, for mmap.
@@ -128,7 +136,11 @@ impl Regular {
         let room = MAX_FILE_SIZE.saturating_sub(start);
         let wanted = (buf.remaining() as u64).min(room) as usize;
         if wanted == 0 {
-            return if buf.remaining() == 0 { Ok((start, 0)) } else { Err(VfsError::EFBIG) };
+            return if buf.remaining() == 0 {
+                Ok((start, 0))
+            } else {
+                Err(VfsError::EFBIG)
+            };
         }
         let mut done = 0;
         let mut failed = None;

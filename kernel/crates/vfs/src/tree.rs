@@ -14,12 +14,12 @@
 use crate::VfsError;
 use crate::dentry::{Dentry, LongName, d_add, d_drop, d_get, d_lookup, d_move, lock_tree};
 use crate::flags::{MAXSYMLINKS, NAME_MAX};
-use crate::inode::{Dir, DentryPtr, DirState, Inode};
+use crate::inode::{DentryPtr, Dir, DirState, Inode};
 use crate::namei::{At, Last, Parent, lookup_parent, walk};
 use crate::qstr::Qstr;
 use core::ptr::{self, NonNull};
-use ksync::rcu::{self, RcuGuard};
 use ksync::SpinGuard;
+use ksync::rcu::{self, RcuGuard};
 use slab::KArc;
 
 const _: () = assert!(MAXSYMLINKS < 64);
@@ -48,7 +48,7 @@ pub(crate) fn prepare(
     mut make: impl FnMut(&[u8]) -> Result<KArc<Inode>, VfsError>,
 ) -> Result<Fresh, VfsError> {
     walk(at, path, |w, rcu| {
-        w.to_last()?;
+        w.walk_to_last()?;
         if w.last_kind != Last::Norm || w.lookup_last()?.is_some() {
             return Err(VfsError::EEXIST);
         }
@@ -56,7 +56,7 @@ pub(crate) fn prepare(
             return Err(VfsError::ENOENT);
         }
         let dir = d_get(w.cur, rcu).ok_or(VfsError::ENOENT)?;
-        let dentry = Dentry::new(&dir, w.last, make(w.last)?)?;
+        let dentry = Dentry::new(&dir, w.last_name(), make(w.last_name())?)?;
         Ok(Fresh { dir, dentry })
     })
 }
@@ -99,7 +99,9 @@ pub(crate) fn insert(fresh: &Fresh, naming: Naming) -> Result<(), VfsError> {
 /// Gives `dentry` the next place in a listing. ENOMEM.
 fn list(state: &mut DirState, dentry: &Dentry) -> Result<(), VfsError> {
     let cookie = state.next_cookie;
-    state.entries.store(cookie, DentryPtr(NonNull::from(dentry)))?;
+    state
+        .entries
+        .store(cookie, DentryPtr(NonNull::from(dentry)))?;
     state.next_cookie = cookie + 1;
     state.nr_entries += 1;
     dentry.set_cookie(cookie);
@@ -109,7 +111,10 @@ fn list(state: &mut DirState, dentry: &Dentry) -> Result<(), VfsError> {
 /// Takes `dentry`, which is in the directory, out of its listing and off the hash.
 fn remove(state: &mut DirState, dentry: &Dentry) -> KArc<Dentry> {
     let listed = state.entries.erase(dentry.cookie());
-    debug_assert!(listed.is_some_and(|p| ptr::eq(p.0.as_ptr(), dentry)), "INV-DIR-1");
+    debug_assert!(
+        listed.is_some_and(|p| ptr::eq(p.0.as_ptr(), dentry)),
+        "INV-DIR-1"
+    );
     state.nr_entries -= 1;
     d_drop(dentry)
 }
@@ -220,7 +225,11 @@ pub fn rename(
         return Err(VfsError::EBUSY);
     }
     if new.kind != Last::Norm {
-        return Err(if noreplace { VfsError::EEXIST } else { VfsError::EBUSY });
+        return Err(if noreplace {
+            VfsError::EEXIST
+        } else {
+            VfsError::EBUSY
+        });
     }
     if new.last.len() > NAME_MAX {
         // As the look-ups would say it, the old name's first.
@@ -261,13 +270,22 @@ impl<'a> LockedDirs<'a> {
     fn lock(old: &'a KArc<Dentry>, new: &'a KArc<Dentry>) -> Result<Self, VfsError> {
         let (o, n): (&Dir, &Dir) = (old.inode().as_dir()?, new.inode().as_dir()?);
         if ptr::eq(o, n) {
-            return Ok(LockedDirs { old: None, new: n.state.lock() });
+            return Ok(LockedDirs {
+                old: None,
+                new: n.state.lock(),
+            });
         }
         if is_ancestor(new, old, &rcu::read_lock()) {
             let new = n.state.lock();
-            return Ok(LockedDirs { old: Some(o.state.lock()), new });
+            return Ok(LockedDirs {
+                old: Some(o.state.lock()),
+                new,
+            });
         }
-        Ok(LockedDirs { old: Some(o.state.lock()), new: n.state.lock() })
+        Ok(LockedDirs {
+            old: Some(o.state.lock()),
+            new: n.state.lock(),
+        })
     }
 
     fn old(&mut self) -> &mut DirState {
@@ -326,7 +344,12 @@ impl<'a> Rename<'a> {
                 _ => {}
             }
         }
-        Ok(Rename { old, new, source, target })
+        Ok(Rename {
+            old,
+            new,
+            source,
+            target,
+        })
     }
 
     /// The source's place in the new listing: the target's, or a new one. What can fail is done
@@ -369,8 +392,11 @@ impl<'a> Rename<'a> {
 
     /// Link counts and times.
     fn account(&self, replaced: bool) {
-        let (source, old, new) =
-            (self.source.inode(), self.old.dir.inode(), self.new.dir.inode());
+        let (source, old, new) = (
+            self.source.inode(),
+            self.old.dir.inode(),
+            self.new.dir.inode(),
+        );
         if let Some(target) = self.target.as_ref().filter(|_| replaced) {
             if target.inode().is_dir() {
                 bury(new, target.inode());

@@ -51,7 +51,9 @@ pub trait BufIn {
 /// A kernel buffer as a destination.
 impl BufOut for &mut [u8] {
     fn put(&mut self, bytes: &[u8]) -> Result<(), Efault> {
-        let (head, tail) = core::mem::take(self).split_at_mut_checked(bytes.len()).ok_or(Efault)?;
+        let (head, tail) = core::mem::take(self)
+            .split_at_mut_checked(bytes.len())
+            .ok_or(Efault)?;
         head.copy_from_slice(bytes);
         *self = tail;
         Ok(())

@@ -16,7 +16,14 @@ pub(crate) struct Entry<'a> {
 
 impl<'a> Entry<'a> {
     pub fn new(mode: u32, name: &'a [u8], data: &'a [u8]) -> Self {
-        Entry { ino: 1, mode, nlink: 1, rdev: (0, 0), name, data }
+        Entry {
+            ino: 1,
+            mode,
+            nlink: 1,
+            rdev: (0, 0),
+            name,
+            data,
+        }
     }
 }
 
@@ -24,8 +31,19 @@ fn append(out: &mut Vec<u8>, e: &Entry<'_>) {
     use std::io::Write;
     out.extend(b"070701");
     let fields = [
-        e.ino, e.mode, 0, 0, e.nlink, 1234, e.data.len() as u32, 0, 0, e.rdev.0, e.rdev.1,
-        e.name.len() as u32 + 1, 0,
+        e.ino,
+        e.mode,
+        0,
+        0,
+        e.nlink,
+        1234,
+        e.data.len() as u32,
+        0,
+        0,
+        e.rdev.0,
+        e.rdev.1,
+        e.name.len() as u32 + 1,
+        0,
     ];
     for field in fields {
         write!(out, "{field:08X}").unwrap();
@@ -58,14 +76,25 @@ fn read_all(m: &Machine, path: &[u8]) -> Vec<u8> {
 }
 
 fn sample() -> Vec<u8> {
-    let second = Entry { ino: 7, nlink: 2, ..Entry::new(S_IFREG | 0o755, b"bin/two", b"two names") };
-    let tty = Entry { rdev: (5, 0), ..Entry::new(S_IFCHR | 0o620, b"dev/tty", b"") };
+    let second = Entry {
+        ino: 7,
+        nlink: 2,
+        ..Entry::new(S_IFREG | 0o755, b"bin/two", b"two names")
+    };
+    let tty = Entry {
+        rdev: (5, 0),
+        ..Entry::new(S_IFCHR | 0o620, b"dev/tty", b"")
+    };
     archive(&[
         Entry::new(S_IFDIR | 0o700, b".", b""),
         Entry::new(S_IFDIR | 0o755, b"bin", b""),
         Entry::new(S_IFREG | 0o4755, b"bin/sh", &[7; 5000]),
         Entry::new(S_IFLNK | 0o777, b"sbin", b"bin"),
-        Entry { data: b"", name: b"bin/one", ..second.clone() },
+        Entry {
+            data: b"",
+            name: b"bin/one",
+            ..second.clone()
+        },
         second,
         Entry::new(S_IFREG | 0o600, b"deep/er/file", b"no parents"),
         tty,
@@ -79,9 +108,16 @@ fn everything_gets_its_place() {
     let m = Machine::new();
     let mut twice = sample();
     twice.extend([0; 100]);
-    twice.extend(archive(&[Entry::new(S_IFREG | 0o644, b"deep/er/file", b"replaced")]));
+    twice.extend(archive(&[Entry::new(
+        S_IFREG | 0o644,
+        b"deep/er/file",
+        b"replaced",
+    )]));
     let done = unpack_initramfs(&m.root(), twice.leak()).unwrap();
-    assert_eq!((done.dirs, done.files, done.symlinks, done.nodes), (2, 6, 1, 2));
+    assert_eq!(
+        (done.dirs, done.files, done.symlinks, done.nodes),
+        (2, 6, 1, 2)
+    );
     assert_eq!(read_all(&m, b"/sbin/sh"), [7; 5000]);
     assert_eq!(read_all(&m, b"/bin/one"), b"two names");
     assert_eq!(read_all(&m, b"/bin/last"), b"through a link");
@@ -102,11 +138,23 @@ fn everything_gets_its_place() {
 
 #[test]
 fn names_that_lead_out_are_refused() {
-    for name in [&b"../x"[..], b"a/../../x", b"..", b"", b"/", b"a/..", b"x\0y"] {
+    for name in [
+        &b"../x"[..],
+        b"a/../../x",
+        b"..",
+        b"",
+        b"/",
+        b"a/..",
+        b"x\0y",
+    ] {
         let m = Machine::new();
         let bytes = archive(&[Entry::new(S_IFREG | 0o644, name, b"x")]).leak();
         let result = unpack_initramfs(&m.root(), bytes);
-        assert_eq!(result, Err(InitramfsError::BadName { offset: 110 }), "{name:?}");
+        assert_eq!(
+            result,
+            Err(InitramfsError::BadName { offset: 110 }),
+            "{name:?}"
+        );
         assert!(children(&m.root()).is_empty());
     }
 }
@@ -115,16 +163,29 @@ fn names_that_lead_out_are_refused() {
 fn what_cannot_be_made_is_reported() {
     let m = Machine::new();
     let twice = |a: u32, b: u32| {
-        archive(&[Entry::new(a | 0o644, b"x", b"y"), Entry::new(b | 0o644, b"x", b"y")]).leak()
+        archive(&[
+            Entry::new(a | 0o644, b"x", b"y"),
+            Entry::new(b | 0o644, b"x", b"y"),
+        ])
+        .leak()
     };
     let failed = |error| Err(InitramfsError::Failed { offset: 226, error });
-    assert_eq!(unpack_initramfs(&m.root(), twice(S_IFDIR, S_IFREG)), failed(VfsError::EISDIR));
+    assert_eq!(
+        unpack_initramfs(&m.root(), twice(S_IFDIR, S_IFREG)),
+        failed(VfsError::EISDIR)
+    );
     rmdir(m.at(), b"x").unwrap();
-    assert_eq!(unpack_initramfs(&m.root(), twice(S_IFREG, S_IFDIR)), failed(VfsError::ENOTDIR));
+    assert_eq!(
+        unpack_initramfs(&m.root(), twice(S_IFREG, S_IFDIR)),
+        failed(VfsError::ENOTDIR)
+    );
     let long = std::vec![b'n'; 300];
     let bytes = archive(&[Entry::new(S_IFREG, &long, b"")]).leak();
     let error = VfsError::ENAMETOOLONG;
-    assert_eq!(unpack_initramfs(&m.root(), bytes), Err(InitramfsError::Failed { offset: 110, error }));
+    assert_eq!(
+        unpack_initramfs(&m.root(), bytes),
+        Err(InitramfsError::Failed { offset: 110, error })
+    );
 }
 
 #[test]
@@ -134,11 +195,17 @@ fn every_cut_is_noticed() {
     for len in 1..whole.len() - 3 {
         let m = Machine::new();
         let result = unpack_initramfs(&m.root(), &whole[..len]);
-        assert!(matches!(result, Err(InitramfsError::Malformed { offset }) if offset <= len), "{len}");
+        assert!(
+            matches!(result, Err(InitramfsError::Malformed { offset }) if offset <= len),
+            "{len}"
+        );
     }
     let m = Machine::new();
     assert_eq!(unpack_initramfs(&m.root(), b"").map(|u| u.files), Ok(0));
-    assert_eq!(unpack_initramfs(&m.root(), &[0; 512]).map(|u| u.files), Ok(0));
+    assert_eq!(
+        unpack_initramfs(&m.root(), &[0; 512]).map(|u| u.files),
+        Ok(0)
+    );
     let gzip = unpack_initramfs(&m.root(), b"\x1f\x8b\x08 not cpio");
     assert_eq!(gzip, Err(InitramfsError::Malformed { offset: 0 }));
 }

@@ -51,7 +51,9 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// `n` bytes that differ from their neighbours.
 fn pattern(n: usize, seed: u8) -> Vec<u8> {
-    (0..n).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed) | 1).collect()
+    (0..n)
+        .map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed) | 1)
+        .collect()
 }
 
 struct Model {
@@ -93,7 +95,13 @@ impl Model {
     }
 }
 
-fn run(file: &File, append: &File, m: &Machine, model: &mut Model, op: &Op) -> Result<(), TestCaseError> {
+fn run(
+    file: &File,
+    append: &File,
+    m: &Machine,
+    model: &mut Model,
+    op: &Op,
+) -> Result<(), TestCaseError> {
     match *op {
         Op::Read(n) => {
             let mut buf = std::vec![0xee; n];
@@ -143,19 +151,41 @@ fn run(file: &File, append: &File, m: &Machine, model: &mut Model, op: &Op) -> R
         Op::FaultyRead(n, good) => {
             let mut bytes = std::vec![0; n];
             let good = good.min(n);
-            let got = file.read(&mut Faulty { bytes: &mut bytes, at: 0, good });
+            let got = file.read(&mut Faulty {
+                bytes: &mut bytes,
+                at: 0,
+                good,
+            });
             let want = model.read(model.pos, n).to_vec();
             let moved = want.len().min(good);
             prop_assert_eq!(&bytes[..moved], &want[..moved]);
             let fails = moved < want.len() && moved == 0;
-            prop_assert_eq!(got, if fails { Err(VfsError::EFAULT) } else { Ok(moved) });
+            prop_assert_eq!(
+                got,
+                if fails {
+                    Err(VfsError::EFAULT)
+                } else {
+                    Ok(moved)
+                }
+            );
             model.pos += moved;
         }
         Op::FaultyWrite(n, good, seed) => {
             let mut data = pattern(n, seed);
             let good = good.min(n);
-            let got = file.write(&mut Faulty { bytes: &mut data, at: 0, good });
-            prop_assert_eq!(got, if n > 0 && good == 0 { Err(VfsError::EFAULT) } else { Ok(good) });
+            let got = file.write(&mut Faulty {
+                bytes: &mut data,
+                at: 0,
+                good,
+            });
+            prop_assert_eq!(
+                got,
+                if n > 0 && good == 0 {
+                    Err(VfsError::EFAULT)
+                } else {
+                    Ok(good)
+                }
+            );
             model.write(model.pos, &data[..good]);
             model.pos += good;
         }
@@ -167,7 +197,10 @@ fn check(file: &File, model: &Model) -> Result<(), TestCaseError> {
     let regular = file.inode().unwrap().as_regular().unwrap();
     regular.mapping().check_invariants();
     prop_assert_eq!(file.stat().size as usize, model.bytes.len());
-    prop_assert!(regular.nr_pages() <= (model.bytes.len() as u64).div_ceil(4096), "INV-REG-2");
+    prop_assert!(
+        regular.nr_pages() <= (model.bytes.len() as u64).div_ceil(4096),
+        "INV-REG-2"
+    );
     let mut buf = std::vec![0xee; model.bytes.len() + 1];
     let got = file.pread(&mut &mut buf[..], 0).unwrap();
     prop_assert!(buf[..got] == model.bytes[..]);
@@ -212,7 +245,11 @@ fn a_write_that_fails_leaves_no_page_past_the_end() {
     let m = Machine::new();
     let file = m.file(b"f", b"");
     let mut bytes = [1; 5000];
-    let mut faulty = Faulty { bytes: &mut bytes, at: 0, good: 0 };
+    let mut faulty = Faulty {
+        bytes: &mut bytes,
+        at: 0,
+        good: 0,
+    };
     assert_eq!(file.pwrite(&mut faulty, 8192), Err(VfsError::EFAULT));
     assert_eq!(file.stat().blocks, 0);
     faulty.good = 4096;

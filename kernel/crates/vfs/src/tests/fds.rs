@@ -15,11 +15,17 @@ struct Model {
 
 impl Model {
     fn file(&self, fd: i32) -> Option<usize> {
-        self.fds.get(usize::try_from(fd).ok()?).copied().flatten()?.0
+        self.fds
+            .get(usize::try_from(fd).ok()?)
+            .copied()
+            .flatten()?
+            .0
     }
 
     fn lowest(&mut self, from: usize) -> Result<usize, VfsError> {
-        let fd = (from..).find(|&fd| self.fds.get(fd).is_none_or(|c| c.is_none())).unwrap();
+        let fd = (from..)
+            .find(|&fd| self.fds.get(fd).is_none_or(|c| c.is_none()))
+            .unwrap();
         if fd >= self.limit {
             return Err(VfsError::EMFILE);
         }
@@ -92,7 +98,9 @@ impl Pair<'_> {
                 prop_assert_eq!(files.install(pool[f].clone(), c), model.install(f, 0, c));
             }
             Op::Close(fd) => {
-                let got = files.close(fd).map(|f| pool.iter().position(|p| KArc::ptr_eq(p, &f)));
+                let got = files
+                    .close(fd)
+                    .map(|f| pool.iter().position(|p| KArc::ptr_eq(p, &f)));
                 prop_assert_eq!(got, model.file(fd).map(Some).ok_or(VfsError::EBADF));
                 if model.file(fd).is_some() {
                     model.fds[fd as usize] = None;
@@ -106,7 +114,10 @@ impl Pair<'_> {
                 prop_assert_eq!(files.dup(fd), want);
             }
             Op::Dup2(a, b) if a == b => {
-                prop_assert_eq!(files.dup2(a, b), model.file(a).map(|_| b).ok_or(VfsError::EBADF));
+                prop_assert_eq!(
+                    files.dup2(a, b),
+                    model.file(a).map(|_| b).ok_or(VfsError::EBADF)
+                );
             }
             Op::Dup2(a, b) => prop_assert_eq!(files.dup2(a, b), dup3(model, a, b, false)),
             Op::Dup3(a, b, c) => prop_assert_eq!(files.dup3(a, b, c), dup3(model, a, b, c)),
@@ -150,10 +161,15 @@ impl Pair<'_> {
             Op::Fork => {
                 let copy = files.dup_for_fork().unwrap();
                 let mut want = model.clone();
-                want.fds.iter_mut().for_each(|c| *c = c.filter(|c| c.0.is_some()));
+                want.fds
+                    .iter_mut()
+                    .for_each(|c| *c = c.filter(|c| c.0.is_some()));
                 copy.check_invariants();
                 same(&copy, &want, pool)?;
-                prop_assert_eq!(copy.install(pool[0].clone(), false), want.install(0, 0, false));
+                prop_assert_eq!(
+                    copy.install(pool[0].clone(), false),
+                    want.install(0, 0, false)
+                );
             }
             Op::Exec => {
                 files.close_on_exec();
@@ -169,7 +185,11 @@ impl Pair<'_> {
                 for fd in a..=b {
                     match model.fds.get_mut(fd as usize) {
                         Some(cell) if matches!(cell, Some((Some(_), _))) => {
-                            *cell = if c { cell.map(|(f, _)| (f, true)) } else { None };
+                            *cell = if c {
+                                cell.map(|(f, _)| (f, true))
+                            } else {
+                                None
+                            };
                         }
                         _ => {}
                     }
@@ -206,9 +226,14 @@ fn same(files: &Files, model: &Model, pool: &[KArc<File>]) -> Result<(), TestCas
     let mut at = 0;
     for fd in 0..1100 {
         let want = model.file(fd);
-        let got = files.get(fd).ok().map(|f| pool.iter().position(|p| KArc::ptr_eq(p, &f)).unwrap());
+        let got = files
+            .get(fd)
+            .ok()
+            .map(|f| pool.iter().position(|p| KArc::ptr_eq(p, &f)).unwrap());
         prop_assert_eq!(got, want, "fd {}", fd);
-        let cloexec = want.map(|_| model.fds[fd as usize].unwrap().1).ok_or(VfsError::EBADF);
+        let cloexec = want
+            .map(|_| model.fds[fd as usize].unwrap().1)
+            .ok_or(VfsError::EBADF);
         prop_assert_eq!(files.cloexec(fd), cloexec);
         if want.is_some() {
             prop_assert_eq!(files.next_open(at).unwrap().0, fd as u32);
@@ -247,7 +272,9 @@ fn a_descriptor_of_o_path_is_only_a_name() {
     let m = Machine::new();
     drop(m.file(b"f", b"abc"));
     let files = Files::new().unwrap();
-    let fd = files.install(m.open(b"f", OpenFlags::PATH).unwrap(), false).unwrap();
+    let fd = files
+        .install(m.open(b"f", OpenFlags::PATH).unwrap(), false)
+        .unwrap();
     assert_eq!(files.get(fd).err(), Some(VfsError::EBADF));
     let file = files.get_raw(fd).unwrap();
     assert_eq!(file.stat().size, 3);

@@ -38,7 +38,10 @@ pub(crate) fn census() -> Census {
     slab::slabinfo(|cache| {
         pages += cache.pages;
         // What slab itself needs comes and goes with what it caches.
-        if !cache.name.starts_with("slab_") && !cache.name.starts_with("kmem_cache") && cache.active > 0 {
+        if !cache.name.starts_with("slab_")
+            && !cache.name.starts_with("kmem_cache")
+            && cache.active > 0
+        {
             objects.insert(cache.name, cache.active);
         }
     });
@@ -67,7 +70,11 @@ impl Machine {
         drop((fs, root));
         let before = census();
         let root = new_ramfs(false).unwrap();
-        Machine { fs: FsStruct::new(&root).unwrap(), before, _alone: alone }
+        Machine {
+            fs: FsStruct::new(&root).unwrap(),
+            before,
+            _alone: alone,
+        }
     }
 
     pub fn at(&self) -> At<'_> {
@@ -110,8 +117,14 @@ impl Drop for Machine {
             *before.objects.entry(name).or_insert(0) += 1;
         }
         let after = census();
-        assert_eq!(after.objects, before.objects, "something leaked, or was freed twice");
-        assert_eq!(after.pages, before.pages, "pages leaked, or were freed twice");
+        assert_eq!(
+            after.objects, before.objects,
+            "something leaked, or was freed twice"
+        );
+        assert_eq!(
+            after.pages, before.pages,
+            "pages leaked, or were freed twice"
+        );
     }
 }
 
@@ -133,13 +146,18 @@ fn warm_up(fs: &FsStruct) {
 pub(crate) fn children(dir: &Dentry) -> Vec<(Vec<u8>, KArc<Dentry>)> {
     let mut found = Vec::new();
     let rcu = rcu::read_lock();
-    let Ok(part) = dir.inode().as_dir() else { return found };
+    let Ok(part) = dir.inode().as_dir() else {
+        return found;
+    };
     let mut state = part.state.lock();
     let mut at = 0;
     while let Some((cookie, entry)) = state.entries.exclusive().next(at, u64::MAX - 1) {
         // SAFETY: listed, and the lock is held (INV-DIR-1).
         let dentry = unsafe { entry.0.as_ref() };
-        found.push((dentry.name(&rcu).to_vec(), crate::dentry::d_get(dentry, &rcu).unwrap()));
+        found.push((
+            dentry.name(&rcu).to_vec(),
+            crate::dentry::d_get(dentry, &rcu).unwrap(),
+        ));
         at = cookie + 1;
     }
     assert_eq!(found.len(), state.nr_entries, "INV-DIR-1");
@@ -211,7 +229,7 @@ pub(crate) fn parse_dirents(mut bytes: &[u8]) -> Vec<Dirent> {
     let mut out = Vec::new();
     while !bytes.is_empty() {
         let len = u16::from_le_bytes(bytes[16..18].try_into().unwrap()) as usize;
-        assert!(len % 8 == 0 && len <= bytes.len());
+        assert!(len.is_multiple_of(8) && len <= bytes.len());
         let end = bytes[19..len].iter().position(|&b| b == 0).unwrap();
         assert_eq!(len, (19 + end + 1).next_multiple_of(8));
         out.push(Dirent {
@@ -262,7 +280,11 @@ impl BufIn for Faulty<'_> {
         let n = dst.len().min(self.good - self.at);
         dst[..n].copy_from_slice(&self.bytes[self.at..self.at + n]);
         self.at += n;
-        if n == 0 && !dst.is_empty() { Err(Efault) } else { Ok(n) }
+        if n == 0 && !dst.is_empty() {
+            Err(Efault)
+        } else {
+            Ok(n)
+        }
     }
     fn remaining(&self) -> usize {
         self.bytes.len() - self.at

@@ -8,8 +8,14 @@ type Id = usize;
 
 #[derive(Clone, Debug)]
 enum Node {
-    Dir { names: BTreeMap<Vec<u8>, Id>, parent: Id, dead: bool },
-    File { nlink: u32 },
+    Dir {
+        names: BTreeMap<Vec<u8>, Id>,
+        parent: Id,
+        dead: bool,
+    },
+    File {
+        nlink: u32,
+    },
     Link(Vec<u8>),
 }
 
@@ -32,8 +38,15 @@ struct End {
 
 impl Model {
     fn new() -> Self {
-        let root = Node::Dir { names: BTreeMap::new(), parent: ROOT, dead: false };
-        Model { nodes: std::vec![root], cwd: ROOT }
+        let root = Node::Dir {
+            names: BTreeMap::new(),
+            parent: ROOT,
+            dead: false,
+        };
+        Model {
+            nodes: std::vec![root],
+            cwd: ROOT,
+        }
     }
 
     fn names(&self, id: Id) -> Option<&BTreeMap<Vec<u8>, Id>> {
@@ -75,10 +88,18 @@ impl Model {
             return Err(VfsError::ENOENT);
         }
         let mut dir = if path[0] == b'/' { ROOT } else { start };
-        let parts: Vec<&[u8]> = path.split(|&b| b == b'/').filter(|c| !c.is_empty()).collect();
+        let parts: Vec<&[u8]> = path
+            .split(|&b| b == b'/')
+            .filter(|c| !c.is_empty())
+            .collect();
         let slash = path.ends_with(b"/");
         let Some((last, before)) = parts.split_last() else {
-            return Ok(End { dir, last: None, slash: false, written: Vec::new() });
+            return Ok(End {
+                dir,
+                last: None,
+                slash: false,
+                written: Vec::new(),
+            });
         };
         for part in before {
             dir = self.enter(dir, part, links)?;
@@ -89,9 +110,19 @@ impl Model {
         };
         if *last == b".." {
             // Callers that resolve go up; callers that modify refuse.
-            return Ok(End { dir, last: None, slash, written: last.to_vec() });
+            return Ok(End {
+                dir,
+                last: None,
+                slash,
+                written: last.to_vec(),
+            });
         }
-        Ok(End { dir, last: name, slash, written: last.to_vec() })
+        Ok(End {
+            dir,
+            last: name,
+            slash,
+            written: last.to_vec(),
+        })
     }
 
     /// Goes from `dir` into the directory `part`.
@@ -102,7 +133,11 @@ impl Model {
             name => self.lookup(dir, name)?.ok_or(VfsError::ENOENT)?,
         };
         let id = self.follow(dir, id, links)?;
-        if self.is_dir(id) { Ok(id) } else { Err(VfsError::ENOTDIR) }
+        if self.is_dir(id) {
+            Ok(id)
+        } else {
+            Err(VfsError::ENOTDIR)
+        }
     }
 
     fn follow(&self, dir: Id, id: Id, links: &mut u32) -> Result<Id, VfsError> {
@@ -118,10 +153,20 @@ impl Model {
         }
     }
 
-    fn resolve_from(&self, start: Id, path: &[u8], follow: bool, links: &mut u32) -> Result<Id, VfsError> {
+    fn resolve_from(
+        &self,
+        start: Id,
+        path: &[u8],
+        follow: bool,
+        links: &mut u32,
+    ) -> Result<Id, VfsError> {
         let end = self.end(start, path, links)?;
         let Some(name) = end.last else {
-            return Ok(if end.written == b".." { self.parent(end.dir) } else { end.dir });
+            return Ok(if end.written == b".." {
+                self.parent(end.dir)
+            } else {
+                end.dir
+            });
         };
         let mut id = self.lookup(end.dir, &name)?.ok_or(VfsError::ENOENT)?;
         if follow || end.slash {
@@ -166,7 +211,11 @@ impl Model {
 
     fn mkdir(&mut self, path: &[u8]) -> Result<(), VfsError> {
         let place = self.place(path, true)?;
-        let node = Node::Dir { names: BTreeMap::new(), parent: place.0, dead: false };
+        let node = Node::Dir {
+            names: BTreeMap::new(),
+            parent: place.0,
+            dead: false,
+        };
         self.add(place, node)
     }
 
@@ -273,7 +322,11 @@ impl Model {
     fn rename(&mut self, old: &[u8], new: &[u8], noreplace: bool) -> Result<(), VfsError> {
         let (old, new) = (self.last(old)?, self.last(new)?);
         let from = old.last.ok_or(VfsError::EBUSY)?;
-        let to = new.last.ok_or(if noreplace { VfsError::EEXIST } else { VfsError::EBUSY })?;
+        let to = new.last.ok_or(if noreplace {
+            VfsError::EEXIST
+        } else {
+            VfsError::EBUSY
+        })?;
         let source = self.lookup(old.dir, &from)?.ok_or(VfsError::ENOENT)?;
         let target = self.lookup(new.dir, &to)?;
         if noreplace && target.is_some() {
@@ -320,14 +373,17 @@ impl Model {
         let id = self.resolve(path, follow)?;
         Ok(match &self.nodes[id] {
             Node::Dir { dead: true, .. } => (S_IFDIR, 0),
-            Node::Dir { names, .. } => {
-                (S_IFDIR, 2 + names.values().filter(|&&id| self.is_dir(id)).count() as u32)
-            }
+            Node::Dir { names, .. } => (
+                S_IFDIR,
+                2 + names.values().filter(|&&id| self.is_dir(id)).count() as u32,
+            ),
             Node::File { nlink } => (S_IFREG, *nlink),
             Node::Link(_) => {
                 let named = |id: &&Id| **id == self.resolve(path, false).unwrap();
                 let all = self.nodes.iter().filter_map(|n| match n {
-                    Node::Dir { names, dead: false, .. } => Some(names.values().filter(named).count()),
+                    Node::Dir {
+                        names, dead: false, ..
+                    } => Some(names.values().filter(named).count()),
                     _ => None,
                 });
                 (S_IFLNK, all.sum::<usize>() as u32)
@@ -343,7 +399,13 @@ impl Model {
         }
         while at != ROOT {
             let up = self.parent(at);
-            let name = self.names(up).unwrap().iter().find(|(_, id)| **id == at).unwrap().0;
+            let name = self
+                .names(up)
+                .unwrap()
+                .iter()
+                .find(|(_, id)| **id == at)
+                .unwrap()
+                .0;
             path = [b"/", &name[..], &path[..]].concat();
             at = up;
         }
@@ -378,14 +440,19 @@ fn component() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn path() -> impl Strategy<Value = Vec<u8>> {
-    (any::<bool>(), prop::collection::vec(component(), 1..4), 0..8u8).prop_map(|(abs, parts, slash)| {
-        let mut path = if abs { b"/".to_vec() } else { Vec::new() };
-        path.extend(parts.join(&b'/'));
-        if slash == 0 {
-            path.push(b'/');
-        }
-        path
-    })
+    (
+        any::<bool>(),
+        prop::collection::vec(component(), 1..4),
+        0..8u8,
+    )
+        .prop_map(|(abs, parts, slash)| {
+            let mut path = if abs { b"/".to_vec() } else { Vec::new() };
+            path.extend(parts.join(&b'/'));
+            if slash == 0 {
+                path.push(b'/');
+            }
+            path
+        })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -408,7 +475,11 @@ fn run(m: &Machine, model: &mut Model, op: &Op) -> Result<(), TestCaseError> {
     match op {
         Op::Mkdir(p) => prop_assert_eq!(mkdir(at, p, 0o755), model.mkdir(p)),
         Op::Create(p, excl) => {
-            let excl_flag = if *excl { OpenFlags::EXCL } else { OpenFlags::empty() };
+            let excl_flag = if *excl {
+                OpenFlags::EXCL
+            } else {
+                OpenFlags::empty()
+            };
             let got = open(at, p, OpenFlags::CREAT | excl_flag, 0o644).map(drop);
             prop_assert_eq!(got, model.create(p, *excl));
         }
@@ -417,14 +488,20 @@ fn run(m: &Machine, model: &mut Model, op: &Op) -> Result<(), TestCaseError> {
         Op::Unlink(p) => prop_assert_eq!(unlink(at, p), model.unlink(p)),
         Op::Rmdir(p) => prop_assert_eq!(rmdir(at, p), model.rmdir(p)),
         Op::Rename(a, b, n) => {
-            let flags = if *n { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
+            let flags = if *n {
+                RenameFlags::NOREPLACE
+            } else {
+                RenameFlags::empty()
+            };
             prop_assert_eq!(rename(at, a, at, b, flags), model.rename(a, b, *n));
         }
         Op::Chdir(p) => {
-            let want = model.resolve(p, true).and_then(|id| match model.is_dir(id) {
-                true => Ok(id),
-                false => Err(VfsError::ENOTDIR),
-            });
+            let want = model
+                .resolve(p, true)
+                .and_then(|id| match model.is_dir(id) {
+                    true => Ok(id),
+                    false => Err(VfsError::ENOTDIR),
+                });
             prop_assert_eq!(chdir(at, p), want.map(drop));
             model.cwd = want.unwrap_or(model.cwd);
         }
@@ -440,7 +517,9 @@ fn run(m: &Machine, model: &mut Model, op: &Op) -> Result<(), TestCaseError> {
 }
 
 fn list_both(m: &Machine, model: &Model, path: &[u8]) -> Result<(), TestCaseError> {
-    let Ok(id) = model.resolve(path, true) else { return Ok(()) };
+    let Ok(id) = model.resolve(path, true) else {
+        return Ok(());
+    };
     let (Some(names), Ok(file)) = (model.names(id), m.open(path, OpenFlags::DIRECTORY)) else {
         return Ok(());
     };

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::pipe::{PIPE_BUF, PIPE_CAPACITY};
+use OpenFlags as O;
+use VfsError::*;
 use ksync::arch;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -9,8 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 use std::vec;
-use OpenFlags as O;
-use VfsError::*;
 
 fn put(file: &File, bytes: &[u8]) -> Result<usize, VfsError> {
     file.write(&mut &*bytes)
@@ -61,15 +61,27 @@ fn faults_move_nothing_by_halves() {
     let (r, w) = pipe(O::NONBLOCK).unwrap();
     let mut bytes = vec![5; PIPE_BUF];
     let half = PIPE_BUF / 2;
-    let mut faulty = Faulty { bytes: &mut bytes, at: 0, good: half };
+    let mut faulty = Faulty {
+        bytes: &mut bytes,
+        at: 0,
+        good: half,
+    };
     assert_eq!(w.write(&mut faulty), Err(EFAULT));
     assert_eq!(take(&r, 1), Err(EAGAIN));
     // Above PIPE_BUF what was copied stands.
     let mut bytes = vec![6; PIPE_BUF + 1];
-    let mut faulty = Faulty { bytes: &mut bytes, at: 0, good: half };
+    let mut faulty = Faulty {
+        bytes: &mut bytes,
+        at: 0,
+        good: half,
+    };
     assert_eq!(w.write(&mut faulty), Ok(half));
     let mut room = vec![0; half];
-    let mut faulty = Faulty { bytes: &mut room, at: 0, good: 3 };
+    let mut faulty = Faulty {
+        bytes: &mut room,
+        at: 0,
+        good: 3,
+    };
     assert_eq!(r.read(&mut faulty), Ok(3));
     assert_eq!(r.read(&mut faulty), Err(EFAULT));
     assert_eq!(take(&r, PIPE_CAPACITY), Ok(vec![6; half - 3]));
@@ -166,7 +178,7 @@ fn writers_wait_for_room_or_the_last_reader() {
     let (r, w) = pipe(O::empty()).unwrap();
     put(&w, &vec![1; PIPE_CAPACITY]).unwrap();
     let writer = w.clone();
-    let thread = blocked(move || put(&writer, &vec![2; 100]));
+    let thread = blocked(move || put(&writer, &[2; 100]));
     assert_eq!(take(&r, PIPE_BUF).unwrap().len(), PIPE_BUF);
     assert_eq!(thread.join().unwrap(), Ok(100));
     // A long write that has begun gives its count when the reader goes, a short one EPIPE.
@@ -225,7 +237,10 @@ fn a_signal_ends_a_wait() {
         let whole = put(&writer, &vec![0; PIPE_CAPACITY + 1]);
         (whole, put(&writer, b"x"))
     });
-    assert_eq!(result.join().unwrap(), (Ok(PIPE_CAPACITY), Err(ERESTARTSYS)));
+    assert_eq!(
+        result.join().unwrap(),
+        (Ok(PIPE_CAPACITY), Err(ERESTARTSYS))
+    );
 }
 
 #[test]
@@ -322,7 +337,10 @@ fn nobody_sleeps_forever() {
             });
         }
     });
-    assert_eq!((sent.into_inner(), received.into_inner()), (3 * EACH, 3 * EACH));
+    assert_eq!(
+        (sent.into_inner(), received.into_inner()),
+        (3 * EACH, 3 * EACH)
+    );
 }
 
 #[test]

@@ -60,15 +60,27 @@ fn open_flags() {
         (b"/dangling", O::CREAT.union(O::EXCL), Some(EEXIST)),
         (b"/d/f", O::TMPFILE.union(O::RDWR), Some(EOPNOTSUPP)),
         // O_PATH looks at nothing else.
-        (b"/d/f", O::PATH.union(O::CREAT).union(O::EXCL).union(O::TRUNC), None),
+        (
+            b"/d/f",
+            O::PATH.union(O::CREAT).union(O::EXCL).union(O::TRUNC),
+            None,
+        ),
         (b"/none", O::PATH.union(O::CREAT), Some(ENOENT)),
     ];
     for (path, flags, want) in cases {
-        assert_eq!(err(m.open(path, *flags)), *want, "{} {flags:?}", path.escape_ascii());
+        assert_eq!(
+            err(m.open(path, *flags)),
+            *want,
+            "{} {flags:?}",
+            path.escape_ascii()
+        );
     }
     // A dangling link leads to the new file.
     drop(m.open(b"/dangling", O::CREAT).unwrap());
-    assert_eq!(stat(m.at(), b"/d/new", false).unwrap().mode, S_IFREG | 0o644);
+    assert_eq!(
+        stat(m.at(), b"/d/new", false).unwrap().mode,
+        S_IFREG | 0o644
+    );
     // Truncation: with O_RDONLY too.
     assert_eq!(stat(m.at(), b"/d/f", false).unwrap().size, 5);
     drop(m.open(b"/d/f", O::TRUNC).unwrap());
@@ -82,7 +94,9 @@ fn open_modes_and_flags_later() {
     assert_eq!(read.write(&mut &b"x"[..]), Err(EBADF));
     assert_eq!(read.ftruncate(0), Err(EINVAL));
     assert_eq!(read.fallocate(0, 0, 1), Err(EBADF));
-    let write = m.open(b"/d/f", O::WRONLY | O::NONBLOCK | O::CREAT | O::CLOEXEC).unwrap();
+    let write = m
+        .open(b"/d/f", O::WRONLY | O::NONBLOCK | O::CREAT | O::CLOEXEC)
+        .unwrap();
     assert_eq!(write.read(&mut &mut [0; 1][..]), Err(EBADF));
     assert_eq!(write.flags(), O::WRONLY | O::NONBLOCK | O::LARGEFILE);
     write.set_flags(O::APPEND | O::RDWR | O::CREAT);
@@ -130,7 +144,10 @@ fn programs_and_writers_keep_each_other_out() {
     assert_eq!(access(at, b"/d/f", AccessMode::EXEC, true), Ok(()));
     chmod(at, b"/d/f", 0o666, true).unwrap();
     assert_eq!(access(at, b"/d/f", AccessMode::EXEC, true), Err(EACCES));
-    assert_eq!(access(at, b"/d/f", AccessMode::READ | AccessMode::WRITE, true), Ok(()));
+    assert_eq!(
+        access(at, b"/d/f", AccessMode::READ | AccessMode::WRITE, true),
+        Ok(())
+    );
     assert_eq!(access(at, b"/d", AccessMode::EXEC, true), Ok(()));
 }
 
@@ -143,7 +160,10 @@ fn relative_to_an_open_directory() {
     assert!(stat(At::dir(&m.fs, &dir), b"f", true).is_ok());
     assert!(stat(At::dir(&m.fs, &file), b"/d/f", true).is_ok());
     assert_eq!(err(stat(At::dir(&m.fs, &file), b"f", true)), Some(ENOTDIR));
-    assert_eq!(err(stat(At::dir(&m.fs, &reader), b"f", true)), Some(ENOTDIR));
+    assert_eq!(
+        err(stat(At::dir(&m.fs, &reader), b"f", true)),
+        Some(ENOTDIR)
+    );
     assert_eq!(err(stat(At::dir(&m.fs, &file), b"", true)), Some(ENOENT));
     fchdir(&m.fs, &dir).unwrap();
     assert!(stat(m.at(), b"f", true).is_ok());
@@ -251,12 +271,19 @@ fn offsets_of_a_listing_are_stable() {
     let mut want: Vec<_> = all.iter().map(|d| d.name.clone()).collect();
     want.retain(|n| n != b"38" && n != b"39");
     want.push(b"late".to_vec());
-    assert_eq!(seen.iter().map(|d| d.name.clone()).collect::<Vec<_>>(), want);
+    assert_eq!(
+        seen.iter().map(|d| d.name.clone()).collect::<Vec<_>>(),
+        want
+    );
     assert_eq!(dir.getdents64(&mut &mut buf[..]), Ok(0));
     // No room for one record; a fault.
     dir.lseek(0, Whence::Set).unwrap();
     assert_eq!(dir.getdents64(&mut &mut buf[..23]), Err(EINVAL));
-    let mut faulty = Faulty { bytes: &mut buf, at: 0, good: 10 };
+    let mut faulty = Faulty {
+        bytes: &mut buf,
+        at: 0,
+        good: 10,
+    };
     assert_eq!(dir.getdents64(&mut faulty), Err(EFAULT));
     assert_eq!(list(&dir, 4096).len(), 40);
     assert_eq!(dir.lseek(0, Whence::End), Err(EINVAL));
@@ -267,7 +294,10 @@ fn devices() {
     let m = Machine::new();
     populate_dev(&m.root()).unwrap();
     populate_dev(&m.root()).unwrap();
-    let open = |name: &str| m.open(std::format!("/dev/{name}").as_bytes(), O::RDWR).unwrap();
+    let open = |name: &str| {
+        m.open(std::format!("/dev/{name}").as_bytes(), O::RDWR)
+            .unwrap()
+    };
     let mut buf = [7u8; 600];
     assert_eq!(open("null").read(&mut &mut buf[..]), Ok(0));
     assert_eq!(open("null").write(&mut &buf[..]), Ok(600));
@@ -281,7 +311,11 @@ fn devices() {
     assert_eq!(open("console").lseek(0, Whence::Set), Err(ESPIPE));
     assert_eq!(open("console").pread(&mut &mut buf[..], 0), Err(ESPIPE));
     assert_eq!(open("null").lseek(5, Whence::Set), Ok(0));
-    let mut faulty = Faulty { bytes: &mut buf, at: 0, good: 300 };
+    let mut faulty = Faulty {
+        bytes: &mut buf,
+        at: 0,
+        good: 300,
+    };
     assert_eq!(open("zero").read(&mut faulty), Ok(300));
     assert_eq!(open("zero").read(&mut faulty), Err(EFAULT));
     mknod(m.at(), b"/dev/x", S_IFCHR | 0o666, DevId::new(250, 1)).unwrap();
@@ -291,8 +325,14 @@ fn devices() {
         let path = std::format!("/dev/{name}");
         assert_eq!(err(m.open(path.as_bytes(), O::empty())), Some(ENXIO));
     }
-    assert_eq!(mknod(m.at(), b"/dev/d", S_IFDIR, DevId::new(0, 0)), Err(EPERM));
-    assert_eq!(mknod(m.at(), b"/dev/d", 0o30000, DevId::new(0, 0)), Err(EINVAL));
+    assert_eq!(
+        mknod(m.at(), b"/dev/d", S_IFDIR, DevId::new(0, 0)),
+        Err(EPERM)
+    );
+    assert_eq!(
+        mknod(m.at(), b"/dev/d", 0o30000, DevId::new(0, 0)),
+        Err(EINVAL)
+    );
     for dev in [DevId::new(5, 1), DevId::new(0xabc, 0x12345)] {
         assert_eq!(DevId::decode(dev.encode() as u32), dev);
     }
@@ -319,7 +359,10 @@ fn masks_owners_times() {
     hooks::set_now(77_000_000_001);
     utimens(m.at(), b"f", None, Some(Timespec { ns: 5 }), true).unwrap();
     let s = stat(m.at(), b"f", true).unwrap();
-    assert_eq!((s.mtime.ns, s.ctime.sec(), s.ctime.nsec(), s.atime.ns), (5, 77, 1, 0));
+    assert_eq!(
+        (s.mtime.ns, s.ctime.sec(), s.ctime.nsec(), s.atime.ns),
+        (5, 77, 1, 0)
+    );
     let f = m.file(b"f", b"x");
     assert_eq!(f.stat().mtime.ns, 77_000_000_001);
     hooks::set_now(78_000_000_000);

@@ -1,18 +1,21 @@
 //! Several threads in one tree, one file, one table.
 
 use super::*;
+use OpenFlags as O;
 use std::format;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::vec;
-use OpenFlags as O;
 
 /// Numbers from a seed, for threads that must not agree on what to do.
 struct Lcg(u64);
 
 impl Lcg {
     fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 33) as usize % n
     }
 }
@@ -36,7 +39,14 @@ fn a_replaced_name_is_never_missing() {
         }
         for _ in 0..3000 {
             drop(m.file(b"d/next", b"1"));
-            rename(m.at(), b"d/next", m.at(), b"d/current", RenameFlags::empty()).unwrap();
+            rename(
+                m.at(),
+                b"d/next",
+                m.at(),
+                b"d/current",
+                RenameFlags::empty(),
+            )
+            .unwrap();
         }
         stop.store(true, Ordering::Relaxed);
     });
@@ -108,7 +118,11 @@ fn one_winner_per_name() {
 fn a_storm_leaves_a_tree() {
     let m = Machine::new();
     let dirs: [&[u8]; 6] = [b"/", b"/a", b"/b", b"/a/a", b"/a/b", b"/b/a"];
-    let names: [&[u8]; 3] = [b"a", b"b", b"a name that is too long to be kept inline in a dentry"];
+    let names: [&[u8]; 3] = [
+        b"a",
+        b"b",
+        b"a name that is too long to be kept inline in a dentry",
+    ];
     thread::scope(|s| {
         for seed in 0..4 {
             let m = &m;
