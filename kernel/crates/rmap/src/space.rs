@@ -269,16 +269,24 @@ impl AddressSpace {
             page.set_index(pgoff as usize);
             #[cfg(test)]
             crate::tests::lose_the_race_often();
-            match self.add_page(pgoff, page, inside, fill_end, &mut spare) {
-                Added::Yes => return Ok(page),
-                Added::Found(winner) => {
-                    discard(page);
-                    return Ok(winner);
-                }
-                Added::Stale => discard(page),
-                Added::Need(n) => {
-                    discard(page);
-                    spare.fill(n).map_err(|AllocError| FillError::Oom)?;
+            loop {
+                match self.add_page(pgoff, page, inside, fill_end, &mut spare) {
+                    Added::Yes => return Ok(page),
+                    Added::Found(winner) => {
+                        discard(page);
+                        return Ok(winner);
+                    }
+                    Added::Stale => {
+                        discard(page);
+                        break;
+                    }
+                    // The page is filled: it is worth keeping while the tree gets its nodes.
+                    Added::Need(n) => {
+                        if let Err(AllocError) = spare.fill(n) {
+                            discard(page);
+                            return Err(FillError::Oom);
+                        }
+                    }
                 }
             }
         }
