@@ -12,10 +12,11 @@ const MAX_SITES: u32 = 2_000;
 /// without reaching the failure; then compares what is in use. Ends the machine.
 pub fn run() -> ! {
     let mut failed = false;
+    let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
     for word in [BenchWord::Fork, BenchWord::Exec, BenchWord::Thread] {
         let mut op = ops::Op::new(word, 1);
         op.run(0).expect("an operation without injection");
-        let before = leak::snapshot();
+        before.take();
         let mut sites = 0;
         for nth in 1..MAX_SITES {
             fault_inject::set_fail_nth(nth);
@@ -33,7 +34,8 @@ pub fn run() -> ! {
             }
             sites = nth;
         }
-        let leaks = leak::compare(&before, &leak::snapshot());
+        after.take();
+        let leaks = before.compare(&after);
         for l in &leaks {
             println!("fault-inject {}: {}: {} before, {} after", word.name(), l.what, l.before, l.after);
         }

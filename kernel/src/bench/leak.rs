@@ -1,4 +1,6 @@
 //! What is in use before and after: pages per node, objects per cache, pids, stacks.
+//!
+//! A snapshot must not show up in the next one: it is allocated first and filled later.
 
 use crate::arch::kstack;
 use crate::{sched, start};
@@ -6,41 +8,71 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use kbench::record::Leak;
 
+/// Room for every cache there may be.
+const MAX_CACHES: usize = 128;
+
 /// A count of everything that is given out and must come back.
 pub struct Snapshot {
-    counts: Vec<(String, u64)>,
+    pages: Vec<u64>,
+    caches: Vec<(&'static str, u64)>,
+    stacks: u64,
+    pids: u64,
 }
 
-/// Waits until deferred frees have run, then counts.
-pub fn snapshot() -> Snapshot {
-    // The first drop may queue the next (a task's pid, the pid's namespace): a few rounds reach the end of the chain.
-    for _ in 0..4 {
-        ksync::rcu::barrier();
-    }
-    slab::shrink_all();
-    mm::pgtable::drain_tables();
-    ksync::rcu::barrier();
-    page_alloc::drain_all();
-    let mut counts = Vec::new();
-    for node in 0..start::topology().nr_nodes() {
-        let stat = page_alloc::nr_free(node);
-        counts.push((alloc::format!("pages in use on node {node}"), (stat.total - stat.free) as u64));
-    }
-    slab::slabinfo(|stats| counts.push((alloc::format!("objects of {}", stats.name), stats.active as u64)));
-    counts.push(("kernel stacks".to_string(), kstack::counts().0 as u64));
-    let pids = sched::current_ref().pid.ns().nr_pids();
-    counts.push(("pids".to_string(), pids as u64));
-    Snapshot { counts }
-}
-
-/// What is in use after and was not before.
-pub fn compare(before: &Snapshot, after: &Snapshot) -> Vec<Leak> {
-    let mut leaks = Vec::new();
-    for (name, count) in &after.counts {
-        let old = before.counts.iter().find(|(n, _)| n == name).map_or(0, |(_, c)| *c);
-        if *count != old {
-            leaks.push(Leak { what: name.clone(), before: old, after: *count });
+impl Snapshot {
+    /// Room for a snapshot.
+    pub fn new() -> Snapshot {
+        Snapshot {
+            pages: Vec::with_capacity(start::topology().nr_nodes()),
+            caches: Vec::with_capacity(MAX_CACHES),
+            stacks: 0,
+            pids: 0,
         }
     }
-    leaks
+
+    /// Waits until deferred frees have run, gives back what caches keep, then counts. May sleep.
+    pub fn take(&mut self) {
+        // The first drop may queue the next (a task's pid, the pid's namespace): a few rounds reach the chain's end.
+        for _ in 0..4 {
+            ksync::rcu::barrier();
+        }
+        kstack::shrink();
+        mm::pgtable::drain_tables();
+        slab::shrink_all();
+        ksync::rcu::barrier();
+        page_alloc::drain_all();
+        self.pages.clear();
+        for node in 0..start::topology().nr_nodes() {
+            let stat = page_alloc::nr_free(node);
+            self.pages.push((stat.total - stat.free) as u64);
+        }
+        self.caches.clear();
+        slab::slabinfo(|stats| {
+            if self.caches.len() < MAX_CACHES {
+                self.caches.push((stats.name, stats.active as u64));
+            }
+        });
+        self.stacks = kstack::counts().0 as u64;
+        self.pids = sched::current_ref().pid.ns().nr_pids() as u64;
+    }
+
+    /// What differs in `after`.
+    pub fn compare(&self, after: &Snapshot) -> Vec<Leak> {
+        let mut leaks = Vec::new();
+        let mut note = |what: String, before: u64, after: u64| {
+            if before != after {
+                leaks.push(Leak { what, before, after });
+            }
+        };
+        for (node, (old, new)) in self.pages.iter().zip(&after.pages).enumerate() {
+            note(alloc::format!("pages.node{node}"), *old, *new);
+        }
+        for (name, new) in &after.caches {
+            let old = self.caches.iter().find(|(n, _)| n == name).map_or(0, |(_, count)| *count);
+            note(alloc::format!("slab.{name}"), old, *new);
+        }
+        note("stacks".to_string(), self.stacks, after.stacks);
+        note("pids".to_string(), self.pids, after.pids);
+        leaks
+    }
 }

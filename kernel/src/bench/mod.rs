@@ -12,6 +12,7 @@ mod leak;
 mod ops;
 
 use crate::arch::smp;
+use crate::errno::Errno;
 use crate::params::{self, BenchWord, ModeWord, Place, Switch};
 use crate::sched::current;
 use crate::{phases, process, start};
@@ -32,8 +33,30 @@ const WARMUP_OPS: u64 = 20;
 struct Outcome {
     histogram: Histogram,
     errors: u64,
+    first_error: Option<Errno>,
     first_cycle: u64,
     last_cycle: u64,
+}
+
+impl Outcome {
+    fn new() -> Outcome {
+        Outcome {
+            histogram: Histogram::try_new().expect("memory for a histogram"),
+            errors: 0,
+            first_error: None,
+            first_cycle: 0,
+            last_cycle: 0,
+        }
+    }
+}
+
+impl Outcome {
+    fn note(&mut self, result: Result<(), Errno>) {
+        if let Err(e) = result {
+            self.errors += 1;
+            self.first_error.get_or_insert(e);
+        }
+    }
 }
 
 /// Shared by the workers of one run.
@@ -43,7 +66,8 @@ struct Run {
     ready: AtomicUsize,
     gate: AtomicBool,
     gate_queue: WaitQueue,
-    results: Vec<spin::Mutex<Option<Outcome>>>,
+    /// A worker holds its own while it runs.
+    results: Vec<spin::Mutex<Outcome>>,
     next_cpu: AtomicUsize,
 }
 
@@ -67,9 +91,11 @@ pub fn run(word: BenchWord) -> ! {
     let mut leaks = None;
     if word == BenchWord::Storm {
         run_workers(&Run::new(word, workers, WARMUP_OPS), workers);
-        let before = leak::snapshot();
+        let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
+        before.take();
         run_workers(&run, workers);
-        leaks = Some(leak::compare(&before, &leak::snapshot()));
+        after.take();
+        leaks = Some(before.compare(&after));
     } else {
         run_workers(&run, workers);
     }
@@ -85,7 +111,7 @@ impl Run {
             ready: AtomicUsize::new(0),
             gate: AtomicBool::new(false),
             gate_queue: WaitQueue::new(),
-            results: (0..workers).map(|_| spin::Mutex::new(None)).collect(),
+            results: (0..workers).map(|_| spin::Mutex::new(Outcome::new())).collect(),
             next_cpu: AtomicUsize::new(0),
         }
     }
@@ -115,18 +141,13 @@ extern "C" fn worker(argument: usize) {
     // SAFETY: the run outlives its workers: `run_workers` reaps them before it returns.
     let run = unsafe { &*(argument as *const Run) };
     let index = run.next_cpu.fetch_add(1, Ordering::Relaxed);
-    let mut outcome = Outcome {
-        histogram: Histogram::try_new().expect("memory for a histogram"),
-        errors: 0,
-        first_cycle: 0,
-        last_cycle: 0,
-    };
+    let mut outcome = run.results[index].lock();
     if params::get().place == Place::Pinned {
         pin(index % smp::nr_online());
     }
     let mut op = ops::Op::new(run.word, index as u64);
     for i in 0..WARMUP_OPS {
-        outcome.errors += op.run(i).is_err() as u64;
+        outcome.note(op.run(i));
     }
     run.ready.fetch_add(1, Ordering::AcqRel);
     run.gate_queue.wake_all();
@@ -135,13 +156,13 @@ extern "C" fn worker(argument: usize) {
     outcome.first_cycle = get_cycles();
     for i in 0..run.ops_per_worker {
         let start = get_cycles();
-        let failed = op.run(WARMUP_OPS + i).is_err();
+        let result = op.run(WARMUP_OPS + i);
         let end = get_cycles();
-        outcome.errors += failed as u64;
+        outcome.note(result);
         outcome.histogram.record(overhead.between(start, end));
     }
     outcome.last_cycle = get_cycles();
-    *run.results[index].lock() = Some(outcome);
+    drop(outcome);
     process::do_group_exit(0)
 }
 
@@ -164,10 +185,12 @@ fn report(run: &Run, workers: usize, leaks: Option<Vec<Leak>>) -> bool {
     let mut all = Histogram::try_new().expect("memory for a histogram");
     let (mut errors, mut first, mut last) = (0, u64::MAX, 0);
     for slot in &run.results {
-        let slot = slot.lock();
-        let outcome = slot.as_ref().expect("every worker left its result");
+        let outcome = slot.lock();
         all.merge(&outcome.histogram);
         errors += outcome.errors;
+        if let Some(e) = outcome.first_error {
+            println!("a worker failed {} times, first with {e}", outcome.errors);
+        }
         first = first.min(outcome.first_cycle);
         last = last.max(outcome.last_cycle);
     }

@@ -94,7 +94,11 @@ fn reap_one() -> Result<(), Errno> {
     let reaped = wait::wait(&current(), &Which::Any, options::WALL)?;
     match reaped {
         Some(r) if r.status == 0 => Ok(()),
-        _ => Err(Errno::ECHILD),
+        Some(r) => {
+            println!("child {} ended with wait status {:#x}", r.pid, r.status);
+            Err(Errno::EIO)
+        }
+        None => Err(Errno::ECHILD),
     }
 }
 

@@ -81,7 +81,9 @@ fn reserve_all<'a, T: Member, const N: usize>(
 ) -> (Hold, Result<(), PidError>) {
     for (at, ns) in plan.ns.chain().take(N).enumerate() {
         let mut got = reserve(plan, at, ns, &mut hold);
-        if let Err(IdrError::NeedNodes(nr)) = got {
+        // Usually once; again when, while the lock was dropped, others moved the cursor to where more nodes are
+        // missing. Each round has more spare nodes than the one before, and a path needs no more than the height.
+        while let Err(IdrError::NeedNodes(nr)) = got {
             let filled;
             (hold, filled) = hold.refill(nr);
             if filled.is_err() {
@@ -93,7 +95,7 @@ fn reserve_all<'a, T: Member, const N: usize>(
             Ok(reserved) => reserved,
             Err(IdrError::Exists) => return (hold, Err(PidError::Exists)),
             Err(IdrError::Full) => return (hold, Err(PidError::Exhausted)),
-            Err(IdrError::NeedNodes(_)) => return (hold, Err(PidError::NoMemory)),
+            Err(IdrError::NeedNodes(_)) => unreachable!("the loop above ends with another result"),
         };
         let nr = reserved.id();
         taken[at] = Some(reserved);

@@ -2,8 +2,7 @@
 //!
 //! A stack's virtual slot and its pages stay together for good: a free stack keeps its mapping, so that fork neither
 //! edits the kernel's page tables nor flushes a TLB. Free stacks wait in a short cache of their CPU and then in a
-//! list of their node, linked through their own memory; [`shrink`] is not needed for correctness since the number of
-//! stacks is bounded by the largest number of threads that ever lived at once.
+//! list of their node, linked through their own memory. [`shrink`] unmaps the free ones.
 //!
 //! ```text
 //! slot n:  | guard 16 KiB, never mapped | stack 16 KiB |  -> slot n+1
@@ -30,6 +29,15 @@ const CPU_CACHE: usize = 8;
 #[derive(Debug)]
 pub struct KernelStack {
     bottom: usize,
+}
+
+/// Slots whose stacks were unmapped, to be used before new ones.
+static FREE_SLOTS: SpinLock<Slots> = SpinLock::new(Slots { slots: [0; MAX_FREE_SLOTS], len: 0 }, lock_class!("kstack_slots"));
+const MAX_FREE_SLOTS: usize = 1024;
+
+struct Slots {
+    slots: [usize; MAX_FREE_SLOTS],
+    len: usize,
 }
 
 static NEXT_SLOT: AtomicUsize = AtomicUsize::new(0);
@@ -102,12 +110,13 @@ impl KernelStack {
                 }
             }
         }
-        let slot = NEXT_SLOT.fetch_add(1, Ordering::Relaxed);
+        let slot = take_slot();
         let bottom = paging::STACKS_BASE + slot * SLOT_SIZE + STACK_SIZE;
         for (i, page) in pages.iter().flatten().enumerate() {
             if let Err(e) = paging::map_page(bottom + i * 4096, page.phys(), &mut paging::table_frame) {
-                // The slot's number is lost, its address space is plenty; pages not yet mapped go back.
+                paging::unmap_pages(bottom, i * 4096);
                 pages[i..].iter().flatten().for_each(|p| p.put());
+                give_slot(slot);
                 return Err(e);
             }
         }
@@ -146,6 +155,38 @@ impl Drop for KernelStack {
         } else {
             drop(pool);
             NODE_POOLS[ksync::arch::numa_node_id()].0.lock_irqsave().push(self.bottom);
+        }
+    }
+}
+
+fn take_slot() -> usize {
+    let mut free = FREE_SLOTS.lock_irqsave();
+    if free.len == 0 {
+        return NEXT_SLOT.fetch_add(1, Ordering::Relaxed);
+    }
+    free.len -= 1;
+    free.slots[free.len]
+}
+
+/// Makes a slot usable again. When there are too many its address range is forgotten: there is room for millions.
+fn give_slot(slot: usize) {
+    let mut free = FREE_SLOTS.lock_irqsave();
+    if free.len < MAX_FREE_SLOTS {
+        let len = free.len;
+        free.slots[len] = slot;
+        free.len += 1;
+    }
+}
+
+/// Unmaps every free stack and gives its pages back. May sleep; IRQs and preemption on.
+pub fn shrink() {
+    for pool in CPU_POOLS.iter().chain(&NODE_POOLS) {
+        loop {
+            let Some(stack) = pool.0.lock_irqsave().pop() else { break };
+            let bottom = stack.into_top() - STACK_SIZE;
+            paging::unmap_pages(bottom, STACK_SIZE);
+            NR_STACKS.fetch_sub(1, Ordering::Relaxed);
+            give_slot((bottom - STACK_SIZE - paging::STACKS_BASE) / SLOT_SIZE);
         }
     }
 }

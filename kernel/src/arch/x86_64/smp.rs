@@ -167,6 +167,7 @@ extern "C" fn ap_main(cpu: usize) -> ! {
     x86_64::registers::model_specific::GsBase::write(x86_64::VirtAddr::new(ksync::arch::percpu_base(cpu) as u64));
     init_this_cpu(cpu);
     assert_eq!(apic::id(), apic_id_of(cpu), "CPU {cpu} found the wrong place");
+    ksync::rcu::cpu_online();
     NR_ONLINE.fetch_add(1, Ordering::AcqRel);
     crate::sched::run_idle_loop(cpu)
 }
