@@ -76,7 +76,7 @@ fn commands(toolchain: &Toolchain) -> Vec<(&'static str, Command)> {
         .args(["--no-deps", "--document-private-items"])
         .args(system);
     vec![
-        ("format", own(&["fmt", "--all", "--", "--check"])),
+        ("format", own(&["fmt", "--all", "--", "--check", "-l"])),
         ("clippy on the host", host_clippy),
         ("clippy on the kernel", kernel_clippy),
         ("clippy on the user programs", user_clippy),
