@@ -238,6 +238,7 @@ fn fatal(t: &mut Suite) {
         segv,
     );
     let wild = in_child(|| {
+        signal::action(SIGSEGV, SIG_DFL, 0, 0);
         signal::action(SIGUSR1, 0xffff_8000_0000_0000, 0, 0);
         raise(SIGUSR1);
         0
