@@ -45,7 +45,9 @@ pub struct Completion {
 impl State {
     fn grant_first(&mut self) -> bool {
         // SAFETY: a listed waiter is on the stack of a thread that leaves only when granted, under this lock.
-        let Some(waiter) = (unsafe { self.first.as_ref() }) else { return false };
+        let Some(waiter) = (unsafe { self.first.as_ref() }) else {
+            return false;
+        };
         self.first = waiter.next.get();
         if self.first.is_null() {
             self.last = ptr::null();
@@ -127,7 +129,11 @@ impl Completion {
     }
 
     fn wait_or(&self, give_up: impl Fn() -> bool) -> Result<(), Interrupted> {
-        let waiter = Waiter { thread: arch::current(), next: Cell::new(ptr::null()), granted: Cell::new(false) };
+        let waiter = Waiter {
+            thread: arch::current(),
+            next: Cell::new(ptr::null()),
+            granted: Cell::new(false),
+        };
         {
             let mut state = self.state.lock_irqsave();
             if state.consume() {

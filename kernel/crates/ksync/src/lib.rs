@@ -32,8 +32,8 @@ pub use arch::{CpuHead, IrqFlags, MmId, ThreadPtr};
 pub use completion::Completion;
 pub use cpumask::CpuMask;
 pub use lock::{
-    Backend, Guard, IrqGuard, IrqOffGuard, Lock, Mcs, McsLock, PreemptGuard, Queued, SpinGuard, SpinIrqGuard, SpinLock,
-    Tas, TasLock, Ticket, TicketLock,
+    Backend, Guard, IrqGuard, IrqOffGuard, Lock, Mcs, McsLock, PreemptGuard, Queued, SpinGuard,
+    SpinIrqGuard, SpinLock, Tas, TasLock, Ticket, TicketLock, VIRT_SPIN,
 };
 pub use lockstat::LockClass;
 pub use mutex::{Mutex, MutexGuard};

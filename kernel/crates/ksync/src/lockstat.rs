@@ -56,7 +56,12 @@ impl Counters {
     /// All zero.
     pub const fn new() -> Self {
         const ZERO: AtomicU64 = AtomicU64::new(0);
-        Counters { acquisitions: ZERO, contended: ZERO, wait_cycles: ZERO, hold_cycles: ZERO }
+        Counters {
+            acquisitions: ZERO,
+            contended: ZERO,
+            wait_cycles: ZERO,
+            hold_cycles: ZERO,
+        }
     }
 }
 
@@ -75,13 +80,18 @@ pub struct LockStats {
 
 static STORAGE: AtomicPtr<Counters> = AtomicPtr::new(core::ptr::null_mut());
 static STORAGE_LEN: AtomicU32 = AtomicU32::new(0);
-static CLASSES: [AtomicPtr<LockClass>; MAX_CLASSES] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CLASSES];
+static CLASSES: [AtomicPtr<LockClass>; MAX_CLASSES] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CLASSES];
 static NR_CLASSES: AtomicU32 = AtomicU32::new(0);
 static REGISTERING: AtomicBool = AtomicBool::new(false);
 
 /// When a counted hold began. On the machine it has no value while [`LOCKSTAT`] is off, so that it costs nothing;
 /// elsewhere 0 says so, because the key may change under a hold.
-pub(crate) struct HoldStart(#[cfg(target_os = "none")] core::mem::MaybeUninit<u64>, #[cfg(not(target_os = "none"))] u64);
+#[derive(Copy, Clone)]
+pub(crate) struct HoldStart(
+    #[cfg(target_os = "none")] core::mem::MaybeUninit<u64>,
+    #[cfg(not(target_os = "none"))] u64,
+);
 
 impl HoldStart {
     #[inline(always)]
@@ -101,7 +111,7 @@ impl HoldStart {
     }
 
     /// Called only where [`LOCKSTAT`] is on.
-    fn since(&self) -> Option<u64> {
+    fn since(self) -> Option<u64> {
         #[cfg(target_os = "none")]
         // SAFETY: INV-STAT-2: the key was on when the hold began, so `at` made this.
         return Some(unsafe { self.0.assume_init() });
@@ -113,57 +123,15 @@ impl HoldStart {
 impl LockClass {
     /// A class called `name`.
     pub const fn new(name: &'static str) -> Self {
-        LockClass { name, number: AtomicU32::new(0) }
+        LockClass {
+            name,
+            number: AtomicU32::new(0),
+        }
     }
 
     /// Its name.
     pub fn name(&self) -> &'static str {
         self.name
-    }
-
-    /// Acquires by `lock`; counts, and then asks `try_lock` first, if statistics are on.
-    #[inline(always)]
-    pub(crate) fn acquire<S>(
-        &'static self,
-        try_lock: impl FnOnce() -> Option<S>,
-        lock: impl FnOnce() -> S,
-    ) -> (S, HoldStart) {
-        if crate::static_branch!(LOCKSTAT) {
-            return self.acquire_counted(try_lock, lock);
-        }
-        (lock(), HoldStart::uncounted())
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn acquire_counted<S>(
-        &'static self,
-        try_lock: impl FnOnce() -> Option<S>,
-        lock: impl FnOnce() -> S,
-    ) -> (S, HoldStart) {
-        if let Some(state) = try_lock() {
-            return (state, self.count_acquired(None));
-        }
-        let waiting_since = arch::get_cycles();
-        let state = lock();
-        (state, self.count_acquired(Some(waiting_since)))
-    }
-
-    /// Counts an acquisition that did not wait.
-    #[inline(always)]
-    pub(crate) fn try_acquired(&'static self) -> HoldStart {
-        if crate::static_branch!(LOCKSTAT) {
-            return self.count_acquired(None);
-        }
-        HoldStart::uncounted()
-    }
-
-    /// Counts the end of a hold. Called before the release.
-    #[inline(always)]
-    pub(crate) fn released(&'static self, since: &HoldStart) {
-        if crate::static_branch!(LOCKSTAT) {
-            self.count_released(since);
-        }
     }
 
     #[cold]
@@ -182,7 +150,7 @@ impl LockClass {
 
     #[cold]
     #[inline(never)]
-    fn count_released(&'static self, since: &HoldStart) {
+    fn count_released(&'static self, since: HoldStart) {
         if let Some(start) = since.since() {
             let held = arch::get_cycles().saturating_sub(start);
             self.with_counters(|c| add(&c.hold_cycles, held));
@@ -203,7 +171,11 @@ impl LockClass {
     /// This class's column, assigned now if it has none; `MAX_CLASSES` if there are none left.
     fn column(&'static self) -> usize {
         let number = self.number.load(Relaxed);
-        if number != 0 { number as usize - 1 } else { self.register() }
+        if number != 0 {
+            number as usize - 1
+        } else {
+            self.register()
+        }
     }
 
     #[cold]
@@ -224,6 +196,52 @@ impl LockClass {
         REGISTERING.store(false, Release);
         arch::local_irq_restore(flags);
         column
+    }
+}
+
+/// Acquires by `lock`; counts, and then asks `try_lock` first, if statistics are on. The class comes as a closure, here
+/// and below, so that it is not even loaded while they are off.
+#[inline(always)]
+pub(crate) fn acquire<S>(
+    class: impl FnOnce() -> &'static LockClass,
+    try_lock: impl FnOnce() -> Option<S>,
+    lock: impl FnOnce() -> S,
+) -> (S, HoldStart) {
+    if crate::static_branch!(LOCKSTAT) {
+        return acquire_counted(class, try_lock, lock);
+    }
+    (lock(), HoldStart::uncounted())
+}
+
+#[cold]
+#[inline(never)]
+fn acquire_counted<S>(
+    class: impl FnOnce() -> &'static LockClass,
+    try_lock: impl FnOnce() -> Option<S>,
+    lock: impl FnOnce() -> S,
+) -> (S, HoldStart) {
+    if let Some(state) = try_lock() {
+        return (state, class().count_acquired(None));
+    }
+    let waiting_since = arch::get_cycles();
+    let state = lock();
+    (state, class().count_acquired(Some(waiting_since)))
+}
+
+/// Counts an acquisition that did not wait.
+#[inline(always)]
+pub(crate) fn try_acquired(class: impl FnOnce() -> &'static LockClass) -> HoldStart {
+    if crate::static_branch!(LOCKSTAT) {
+        return class().count_acquired(None);
+    }
+    HoldStart::uncounted()
+}
+
+/// Counts the end of a hold. Called before the release.
+#[inline(always)]
+pub(crate) fn released(class: impl FnOnce() -> &'static LockClass, since: HoldStart) {
+    if crate::static_branch!(LOCKSTAT) {
+        class().count_released(since);
     }
 }
 
@@ -253,7 +271,11 @@ pub fn is_enabled() -> bool {
 
 /// Calls `f` for every class counted so far with its sums over all CPUs. Any context; not a snapshot while CPUs run.
 pub fn for_each(mut f: impl FnMut(&'static str, LockStats)) {
-    for (column, slot) in CLASSES.iter().enumerate().take(NR_CLASSES.load(Acquire) as usize) {
+    for (column, slot) in CLASSES
+        .iter()
+        .enumerate()
+        .take(NR_CLASSES.load(Acquire) as usize)
+    {
         // SAFETY: registered classes are static, and the slot was stored before NR_CLASSES.
         let class: &'static LockClass = unsafe { &*slot.load(Acquire) };
         f(class.name, sum(column));
@@ -275,7 +297,12 @@ fn sum(column: usize) -> LockStats {
 /// moment may survive.
 pub fn reset() {
     for c in storage() {
-        for word in [&c.acquisitions, &c.contended, &c.wait_cycles, &c.hold_cycles] {
+        for word in [
+            &c.acquisitions,
+            &c.contended,
+            &c.wait_cycles,
+            &c.hold_cycles,
+        ] {
             word.store(0, Relaxed);
         }
     }

@@ -1,5 +1,5 @@
 //! The sleeping mutex: the writing half of [`RwSem`](crate::RwSem), with its fairness and its fast path.
-use crate::lockstat::{HoldStart, LockClass};
+use crate::lockstat::{self, HoldStart, LockClass};
 use crate::rwsem::RawRwSem;
 use crate::sync::const_unless_loom;
 use core::cell::UnsafeCell;
@@ -36,15 +36,24 @@ impl<T: ?Sized> Mutex<T> {
     /// Acquires. Sleeps: thread context, preemption and IRQs on.
     #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        let ((), since) = self.class.acquire(|| self.raw.try_write(), || self.raw.write());
-        MutexGuard { lock: self, since, _not_send: PhantomData }
+        let ((), since) =
+            lockstat::acquire(|| self.class, || self.raw.try_write(), || self.raw.write());
+        MutexGuard {
+            lock: self,
+            since,
+            _not_send: PhantomData,
+        }
     }
 
     /// Acquires if free. Does not sleep, but is released in thread context.
     #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.raw.try_write()?;
-        Some(MutexGuard { lock: self, since: self.class.try_acquired(), _not_send: PhantomData })
+        Some(MutexGuard {
+            lock: self,
+            since: lockstat::try_acquired(|| self.class),
+            _not_send: PhantomData,
+        })
     }
 
     /// The value, without locking: the borrow proves that nobody holds it.
@@ -69,7 +78,7 @@ pub struct MutexGuard<'a, T: ?Sized> {
 impl<T: ?Sized> Drop for MutexGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.lock.class.released(&self.since);
+        lockstat::released(|| self.lock.class, self.since);
         self.lock.raw.unlock_write();
     }
 }

@@ -27,7 +27,7 @@
 //! - INV-RWL-2: `WAITS` is set only by the holder of the inner lock.
 use crate::arch::{self, IrqFlags};
 use crate::lock::{Backend, Queued};
-use crate::lockstat::{HoldStart, LockClass};
+use crate::lockstat::{self, HoldStart, LockClass};
 use crate::sync::atomic::{AtomicU32, Ordering::*};
 use crate::sync::{const_unless_loom, planted};
 use core::cell::UnsafeCell;
@@ -78,7 +78,11 @@ impl RawRwLock {
 
     #[inline(always)]
     fn write(&self) {
-        if self.word.compare_exchange(0, HELD, Acquire, Relaxed).is_err() {
+        if self
+            .word
+            .compare_exchange(0, HELD, Acquire, Relaxed)
+            .is_err()
+        {
             self.write_slow();
         }
     }
@@ -87,10 +91,17 @@ impl RawRwLock {
     #[inline(never)]
     fn write_slow(&self) {
         self.queue.lock();
-        if self.word.compare_exchange(0, HELD, Acquire, Relaxed).is_err() {
+        if self
+            .word
+            .compare_exchange(0, HELD, Acquire, Relaxed)
+            .is_err()
+        {
             self.word.fetch_or(WAITS, Relaxed);
             while self.word.load(Relaxed) != WAITS
-                || self.word.compare_exchange(WAITS, HELD, Acquire, Relaxed).is_err()
+                || self
+                    .word
+                    .compare_exchange(WAITS, HELD, Acquire, Relaxed)
+                    .is_err()
             {
                 arch::cpu_relax();
             }
@@ -101,7 +112,10 @@ impl RawRwLock {
 
     #[inline(always)]
     fn try_write(&self) -> Option<()> {
-        self.word.compare_exchange(0, HELD, Acquire, Relaxed).ok().map(drop)
+        self.word
+            .compare_exchange(0, HELD, Acquire, Relaxed)
+            .ok()
+            .map(drop)
     }
 
     #[inline(always)]
@@ -153,7 +167,7 @@ macro_rules! acquire {
         #[inline(always)]
         pub fn $name(&self) -> $guard<'_, T> {
             arch::preempt_disable();
-            let ((), since) = self.class.acquire(|| self.raw.$try_name(), || self.raw.$name());
+            let ((), since) = lockstat::acquire(|| self.class, || self.raw.$try_name(), || self.raw.$name());
             $guard { lock: self, since, flags: None, _not_send: PhantomData }
         }
 
@@ -163,7 +177,7 @@ macro_rules! acquire {
         pub fn $irqsave(&self) -> $guard<'_, T> {
             let flags = Some(arch::local_irq_save());
             arch::preempt_disable();
-            let ((), since) = self.class.acquire(|| self.raw.$try_name(), || self.raw.$name());
+            let ((), since) = lockstat::acquire(|| self.class, || self.raw.$try_name(), || self.raw.$name());
             $guard { lock: self, since, flags, _not_send: PhantomData }
         }
 
@@ -176,7 +190,7 @@ macro_rules! acquire {
                 arch::preempt_enable();
                 return None;
             }
-            Some($guard { lock: self, since: self.class.try_acquired(), flags: None, _not_send: PhantomData })
+            Some($guard { lock: self, since: lockstat::try_acquired(|| self.class), flags: None, _not_send: PhantomData })
         }
     };
 }
@@ -225,7 +239,7 @@ macro_rules! guard_impl {
         impl<T: ?Sized> Drop for $guard<'_, T> {
             #[inline(always)]
             fn drop(&mut self) {
-                self.lock.class.released(&self.since);
+                lockstat::released(|| self.lock.class, self.since);
                 self.lock.raw.$unlock();
                 if let Some(flags) = self.flags {
                     arch::local_irq_restore(flags);

@@ -8,10 +8,10 @@
 //! One word, and a FIFO of waiters (on their stacks) under a spinlock:
 //!
 //! ```text
-//!   63                      2        1         0
-//!  ┌─────────────────────────┬───────────┬──────────┐
-//!  │ readers                 │ WAITERS   │ WRITER   │
-//!  └─────────────────────────┴───────────┴──────────┘
+//!   63                      3       2         1         0
+//!  ┌─────────────────────────┬────────┬───────────┬──────────┐
+//!  │ readers                 │ FAIR   │ WAITERS   │ WRITER   │
+//!  └─────────────────────────┴────────┴───────────┴──────────┘
 //! ```
 //!
 //! Fast paths: write is cmpxchg 0 to WRITER; read adds READER and is in if neither flag was set; releases subtract.
@@ -19,6 +19,10 @@
 //! spinlock and in order of arrival. Grants happen at two moments: when a waiter has queued (the lock may have become
 //! free before its WAITERS was visible), and when a release finds WAITERS with nobody left inside. A reader that
 //! added itself and must take that back is for that moment like a reader leaving, and looks in the same way.
+//!
+//! A writer that finds the lock held spins for a while before it sleeps, and may take a lock that was just released
+//! although others sleep: waking one of those takes longer than most holds, and a lock that is only handed to sleepers
+//! is idle meanwhile. After [`STEALS`] such thefts FAIR forbids them until a sleeper got its turn.
 //!
 //! A waiter sleeps until `granted`, then passes the spinlock once, so that the thread that granted has left.
 //!
@@ -29,10 +33,10 @@
 //! - INV-RWSEM-1: WRITER excludes readers: WRITER is set only in a word with neither WRITER nor readers; a reader is
 //!   in only if it counted itself while WRITER was clear.
 //! - INV-RWSEM-2: the list is not empty implies WAITERS (outside the spinlock: if and only if).
-//! - INV-RWSEM-3: with WAITERS set only `grant` lets anyone in.
+//! - INV-RWSEM-3: with WAITERS set only `grant` and a spinning writer let anyone in; with FAIR set only `grant`.
 use crate::arch::{self, ThreadPtr};
 use crate::lock::SpinLock;
-use crate::lockstat::{HoldStart, LockClass};
+use crate::lockstat::{self, HoldStart, LockClass};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use crate::sync::{const_unless_loom, planted};
 use core::cell::{Cell, UnsafeCell};
@@ -42,8 +46,14 @@ use core::ptr;
 
 const WRITER: usize = 1;
 const WAITERS: usize = 2;
-const READER: usize = 4;
-const READERS: usize = !(WRITER | WAITERS);
+const FAIR: usize = 4;
+const READER: usize = 8;
+const READERS: usize = !(WRITER | WAITERS | FAIR);
+
+/// Looks at a held lock before a writer sleeps.
+const SPINS: usize = if cfg!(loom) { 1 } else { 2000 };
+/// Attempts to grant that found a thief inside, after which there are no more thefts.
+const STEALS: usize = if cfg!(loom) { 1 } else { 64 };
 
 static WAIT_CLASS: LockClass = LockClass::new("rwsem_waiters");
 
@@ -58,6 +68,8 @@ struct Waiter {
 struct Waiters {
     first: *const Waiter,
     last: *const Waiter,
+    /// Grants in vain since the last one that succeeded.
+    in_vain: usize,
 }
 
 // SAFETY: listed waiters are touched only under the spinlock, and live until granted.
@@ -77,7 +89,9 @@ impl Waiters {
     /// Returns its length and the waiter after it.
     fn first_run(&self) -> (usize, *const Waiter) {
         // SAFETY: listed waiters live.
-        let Some(first) = (unsafe { self.first.as_ref() }) else { return (0, ptr::null()) };
+        let Some(first) = (unsafe { self.first.as_ref() }) else {
+            return (0, ptr::null());
+        };
         let mut nr = 1;
         let mut next = first.next.get();
         // SAFETY: listed waiters live.
@@ -98,28 +112,58 @@ pub(crate) struct RawRwSem {
 impl RawRwSem {
     const_unless_loom! {
         pub(crate) fn new() -> Self {
-            let waiters = Waiters { first: ptr::null(), last: ptr::null() };
+            let waiters = Waiters { first: ptr::null(), last: ptr::null(), in_vain: 0 };
             RawRwSem { word: AtomicUsize::new(0), waiters: SpinLock::new(waiters, &WAIT_CLASS) }
         }
     }
 
     #[inline(always)]
     pub(crate) fn try_write(&self) -> Option<()> {
-        self.word.compare_exchange(0, WRITER, Acquire, Relaxed).ok().map(drop)
+        self.word
+            .compare_exchange(0, WRITER, Acquire, Relaxed)
+            .ok()
+            .map(drop)
     }
 
     #[inline(always)]
     pub(crate) fn write(&self) {
-        if self.try_write().is_none() {
+        if self.try_write().is_none() && !self.spin_write() {
             self.wait(true);
         }
+    }
+
+    /// Waits awake for a while; true if the lock was taken. Pointless where the holder cannot be running.
+    #[cold]
+    fn spin_write(&self) -> bool {
+        if arch::nr_cpu_ids() == 1 {
+            return false;
+        }
+        for _ in 0..SPINS {
+            let word = self.word.load(Relaxed);
+            if word & FAIR != 0 {
+                return false;
+            }
+            if word & (WRITER | READERS) == 0
+                && self
+                    .word
+                    .compare_exchange(word, word | WRITER, Acquire, Relaxed)
+                    .is_ok()
+            {
+                return true;
+            }
+            arch::cpu_relax();
+        }
+        false
     }
 
     #[inline(always)]
     fn try_read(&self) -> Option<()> {
         let mut word = self.word.load(Relaxed);
         while word & (WRITER | WAITERS) == 0 {
-            match self.word.compare_exchange_weak(word, word + READER, Acquire, Relaxed) {
+            match self
+                .word
+                .compare_exchange_weak(word, word + READER, Acquire, Relaxed)
+            {
                 Ok(_) => return Some(()),
                 Err(now) => word = now,
             }
@@ -164,8 +208,12 @@ impl RawRwSem {
     #[cold]
     #[inline(never)]
     fn wait(&self, writes: bool) {
-        let waiter =
-            Waiter { thread: arch::current(), writes, granted: AtomicBool::new(false), next: Cell::new(ptr::null()) };
+        let waiter = Waiter {
+            thread: arch::current(),
+            writes,
+            granted: AtomicBool::new(false),
+            next: Cell::new(ptr::null()),
+        };
         {
             let mut list = self.waiters.lock();
             list.push(&waiter);
@@ -194,20 +242,36 @@ impl RawRwSem {
     fn grant(&self, list: &mut Waiters) {
         let (nr, rest) = list.first_run();
         // SAFETY: listed waiters live.
-        let Some(first) = (unsafe { list.first.as_ref() }) else { return };
-        let (blockers, added) = if first.writes { (WRITER | READERS, WRITER) } else { (WRITER, nr * READER) };
+        let Some(first) = (unsafe { list.first.as_ref() }) else {
+            return;
+        };
+        let (blockers, added) = if first.writes {
+            (WRITER | READERS, WRITER)
+        } else {
+            (WRITER, nr * READER)
+        };
         let emptied = if rest.is_null() { WAITERS } else { 0 };
         let mut word = self.word.load(Relaxed);
         loop {
             if word & blockers != 0 {
                 // Who is in, or a reader about to step back, will come here when it leaves.
+                list.in_vain += 1;
+                if list.in_vain == STEALS {
+                    self.word.fetch_or(FAIR, Relaxed);
+                }
                 return;
             }
-            match self.word.compare_exchange(word, word + added - emptied, Acquire, Relaxed) {
+            match self.word.compare_exchange(
+                word,
+                (word & !FAIR) + added - emptied,
+                Acquire,
+                Relaxed,
+            ) {
                 Ok(_) => break,
                 Err(now) => word = now,
             }
         }
+        list.in_vain = 0;
         let mut at = list.first;
         list.first = rest;
         if rest.is_null() {
@@ -254,29 +318,47 @@ impl<T: ?Sized> RwSem<T> {
     /// twice: a writer that queued in between would make it wait for itself.
     #[inline]
     pub fn read(&self) -> RwSemReadGuard<'_, T> {
-        let ((), since) = self.class.acquire(|| self.raw.try_read(), || self.raw.read());
-        RwSemReadGuard { lock: self, since, _not_send: PhantomData }
+        let ((), since) =
+            lockstat::acquire(|| self.class, || self.raw.try_read(), || self.raw.read());
+        RwSemReadGuard {
+            lock: self,
+            since,
+            _not_send: PhantomData,
+        }
     }
 
     /// Acquires for writing. Sleeps: thread context, preemption and IRQs on.
     #[inline]
     pub fn write(&self) -> RwSemWriteGuard<'_, T> {
-        let ((), since) = self.class.acquire(|| self.raw.try_write(), || self.raw.write());
-        RwSemWriteGuard { lock: self, since, _not_send: PhantomData }
+        let ((), since) =
+            lockstat::acquire(|| self.class, || self.raw.try_write(), || self.raw.write());
+        RwSemWriteGuard {
+            lock: self,
+            since,
+            _not_send: PhantomData,
+        }
     }
 
     /// Acquires for reading if that needs no wait. Does not sleep, but is released in thread context.
     #[inline]
     pub fn try_read(&self) -> Option<RwSemReadGuard<'_, T>> {
         self.raw.try_read()?;
-        Some(RwSemReadGuard { lock: self, since: self.class.try_acquired(), _not_send: PhantomData })
+        Some(RwSemReadGuard {
+            lock: self,
+            since: lockstat::try_acquired(|| self.class),
+            _not_send: PhantomData,
+        })
     }
 
     /// Acquires for writing if that needs no wait. Does not sleep, but is released in thread context.
     #[inline]
     pub fn try_write(&self) -> Option<RwSemWriteGuard<'_, T>> {
         self.raw.try_write()?;
-        Some(RwSemWriteGuard { lock: self, since: self.class.try_acquired(), _not_send: PhantomData })
+        Some(RwSemWriteGuard {
+            lock: self,
+            since: lockstat::try_acquired(|| self.class),
+            _not_send: PhantomData,
+        })
     }
 
     /// The value, without locking: the borrow proves that nobody holds it.
@@ -316,17 +398,21 @@ impl<'a, T: ?Sized> RwSemWriteGuard<'a, T> {
     pub fn downgrade(self) -> RwSemReadGuard<'a, T> {
         let this = core::mem::ManuallyDrop::new(self);
         let lock = this.lock;
-        lock.class.released(&this.since);
-        let since = lock.class.try_acquired();
+        lockstat::released(|| lock.class, this.since);
+        let since = lockstat::try_acquired(|| lock.class);
         lock.raw.downgrade();
-        RwSemReadGuard { lock, since, _not_send: PhantomData }
+        RwSemReadGuard {
+            lock,
+            since,
+            _not_send: PhantomData,
+        }
     }
 }
 
 impl<T: ?Sized> Drop for RwSemReadGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.lock.class.released(&self.since);
+        lockstat::released(|| self.lock.class, self.since);
         self.lock.raw.unlock_read();
     }
 }
@@ -334,7 +420,7 @@ impl<T: ?Sized> Drop for RwSemReadGuard<'_, T> {
 impl<T: ?Sized> Drop for RwSemWriteGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.lock.class.released(&self.since);
+        lockstat::released(|| self.lock.class, self.since);
         self.lock.raw.unlock_write();
     }
 }

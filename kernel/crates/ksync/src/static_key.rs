@@ -32,7 +32,9 @@ pub struct StaticKey {
 impl StaticKey {
     /// A key that is off.
     pub const fn new() -> Self {
-        StaticKey { enabled: AtomicBool::new(false) }
+        StaticKey {
+            enabled: AtomicBool::new(false),
+        }
     }
 
     /// Turns the key on. On the machine it takes effect at [`patch_all`]. Any context.
@@ -71,7 +73,7 @@ macro_rules! static_branch {
             unsafe {
                 ::core::arch::asm!(
                     "2: .byte 0x0f, 0x1f, 0x44, 0x00, 0x00",
-                    ".pushsection __jump_table, \"a\"",
+                    ".pushsection __jump_table, \"aR\"",
                     ".balign 8",
                     ".quad 2b, {target}, {key}",
                     ".popsection",
@@ -132,7 +134,12 @@ mod bare {
         let start = &raw const __start___jump_table;
         let stop = &raw const __stop___jump_table;
         // SAFETY: the linker puts all records of the image, and nothing else, between the two.
-        unsafe { core::slice::from_raw_parts(start, (stop as usize - start as usize) / size_of::<JumpEntry>()) }
+        unsafe {
+            core::slice::from_raw_parts(
+                start,
+                (stop as usize - start as usize) / size_of::<JumpEntry>(),
+            )
+        }
     }
 
     /// Number of static branches in the image.
@@ -145,7 +152,11 @@ mod bare {
     /// and the caller executes a serialising instruction afterwards.
     pub fn patch_all(mut write: impl FnMut(usize, [u8; 5])) {
         for entry in table() {
-            let bytes = if entry.key.is_enabled() { jmp_bytes(entry.site, entry.target) } else { NOP5 };
+            let bytes = if entry.key.is_enabled() {
+                jmp_bytes(entry.site, entry.target)
+            } else {
+                NOP5
+            };
             write(entry.site, bytes);
         }
     }
@@ -172,7 +183,10 @@ mod tests {
     #[test]
     fn jump_bytes_are_relative_to_the_next_instruction() {
         assert_eq!(jmp_bytes(0x1000, 0x1005), [0xe9, 0, 0, 0, 0]);
-        assert_eq!(jmp_bytes(0xffff_ffff_8000_1000, 0xffff_ffff_8000_0fff), [0xe9, 0xfa, 0xff, 0xff, 0xff]);
+        assert_eq!(
+            jmp_bytes(0xffff_ffff_8000_1000, 0xffff_ffff_8000_0fff),
+            [0xe9, 0xfa, 0xff, 0xff, 0xff]
+        );
         assert_eq!(NOP5.len(), 5);
     }
 }

@@ -28,7 +28,11 @@ pub struct Start(u64);
 /// Begins a region. Any context.
 #[inline(always)]
 pub fn begin() -> Start {
-    if crate::static_branch!(TRACE) { Start(get_cycles()) } else { Start(0) }
+    if crate::static_branch!(TRACE) {
+        Start(get_cycles())
+    } else {
+        Start(0)
+    }
 }
 
 /// Ends a region that belongs to `slot`.
@@ -48,10 +52,13 @@ fn add(slot: usize, start: Start) {
 
 /// The sum of `slot` over all CPUs since the last [`reset`].
 pub fn sum(slot: usize) -> u64 {
-    SUMS.iter().fold(0, |sum, cpu| sum.wrapping_add(cpu.0[slot].load(Relaxed)))
+    SUMS.iter()
+        .fold(0, |sum, cpu| sum.wrapping_add(cpu.0[slot].load(Relaxed)))
 }
 
 /// Forgets everything.
 pub fn reset() {
-    SUMS.iter().flat_map(|cpu| &cpu.0).for_each(|sum| sum.store(0, Relaxed));
+    SUMS.iter()
+        .flat_map(|cpu| &cpu.0)
+        .for_each(|sum| sum.store(0, Relaxed));
 }

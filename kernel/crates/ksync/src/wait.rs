@@ -78,7 +78,10 @@ impl Node {
 
 impl List {
     const fn new() -> Self {
-        List { first: ptr::null(), last: ptr::null() }
+        List {
+            first: ptr::null(),
+            last: ptr::null(),
+        }
     }
 
     fn push_back(&mut self, node: &Node) {
@@ -113,7 +116,9 @@ impl List {
     /// Takes the first off and unparks its thread. Under the queue's lock.
     fn wake_first(&mut self) -> bool {
         // SAFETY: INV-WAIT-2: linked nodes live.
-        let Some(first) = (unsafe { self.first.as_ref() }) else { return false };
+        let Some(first) = (unsafe { self.first.as_ref() }) else {
+            return false;
+        };
         self.remove(first);
         arch::unpark(first.thread.get());
         true
@@ -140,7 +145,11 @@ pub struct WaitEntry<'q> {
 impl<'q> WaitEntry<'q> {
     /// An entry on no queue.
     pub const fn new() -> Self {
-        WaitEntry { queue: Cell::new(None), node: UnsafeCell::new(Node::new()), _pin: PhantomPinned }
+        WaitEntry {
+            queue: Cell::new(None),
+            node: UnsafeCell::new(Node::new()),
+            _pin: PhantomPinned,
+        }
     }
 
     fn node(&self) -> &Node {
@@ -169,7 +178,9 @@ impl<'q> WaitEntry<'q> {
 
     /// Whether a waker took the entry off its queue since `prepare`. If so the entry is on no queue now.
     pub fn was_woken(&self) -> bool {
-        let Some(queue) = self.queue.get() else { return false };
+        let Some(queue) = self.queue.get() else {
+            return false;
+        };
         let list = queue.list.lock_irqsave();
         let woken = !self.node().queued.get();
         drop(list);
@@ -182,7 +193,9 @@ impl<'q> WaitEntry<'q> {
     /// Leaves the queue. Returns whether a waker had taken the entry off: then, if the caller has no use for the
     /// wake-up, it should pass it on. Any number of times.
     pub fn finish(&self) -> bool {
-        let Some(queue) = self.queue.take() else { return false };
+        let Some(queue) = self.queue.take() else {
+            return false;
+        };
         let mut list = queue.list.lock_irqsave();
         if !self.node().queued.get() {
             return true;
@@ -219,12 +232,23 @@ impl WaitQueue {
     /// As [`wait_until`](Self::wait_until), but ends with an error when a signal is pending. (Whoever sends a signal
     /// unparks its thread.)
     #[inline]
-    pub fn wait_until_interruptible(&self, mut cond: impl FnMut() -> bool) -> Result<(), Interrupted> {
-        if cond() { Ok(()) } else { self.wait_slow(cond, arch::signal_pending) }
+    pub fn wait_until_interruptible(
+        &self,
+        mut cond: impl FnMut() -> bool,
+    ) -> Result<(), Interrupted> {
+        if cond() {
+            Ok(())
+        } else {
+            self.wait_slow(cond, arch::signal_pending)
+        }
     }
 
     #[cold]
-    fn wait_slow(&self, mut cond: impl FnMut() -> bool, give_up: impl Fn() -> bool) -> Result<(), Interrupted> {
+    fn wait_slow(
+        &self,
+        mut cond: impl FnMut() -> bool,
+        give_up: impl Fn() -> bool,
+    ) -> Result<(), Interrupted> {
         let entry = pin!(WaitEntry::new());
         if planted!(WaitLookBeforeQueueing) && !cond() {
             entry.as_ref().prepare(self);

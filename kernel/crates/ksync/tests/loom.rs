@@ -36,7 +36,12 @@ macro_rules! catches {
     ($name:ident, $bug:ident, $how:expr, $model:expr) => {
         #[test]
         fn $name() {
-            must_fail(concat!(module_path!(), "::", stringify!($name)), Bug::$bug, $how, || $model);
+            must_fail(
+                concat!(module_path!(), "::", stringify!($name)),
+                Bug::$bug,
+                $how,
+                || $model,
+            );
         }
     };
 }
@@ -60,7 +65,10 @@ fn must_fail(name: &str, bug: Bug, how: &str, model: impl Fn()) {
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("running 1 test"), "{name} names no test");
     assert!(!output.status.success(), "{bug:?} went unnoticed:\n{said}");
-    assert!(said.contains(how), "{bug:?} went wrong in another way than \"{how}\":\n{said}");
+    assert!(
+        said.contains(how),
+        "{bug:?} went wrong in another way than \"{how}\":\n{said}"
+    );
 }
 
 /// What loom says when memory was accessed without synchronisation.
@@ -135,7 +143,12 @@ mod spinning {
         excludes::<ksync::Ticket>(3, 1, 3);
     }
 
-    catches!(ticket_that_publishes_nothing, TicketRelaxedUnlock, RACE, excludes::<ksync::Ticket>(2, 1, 2));
+    catches!(
+        ticket_that_publishes_nothing,
+        TicketRelaxedUnlock,
+        RACE,
+        excludes::<ksync::Ticket>(2, 1, 2)
+    );
 
     #[test]
     fn mcs() {
@@ -143,7 +156,12 @@ mod spinning {
         excludes::<ksync::Mcs>(3, 1, 3);
     }
 
-    catches!(mcs_that_forgets_who_is_linking, McsForgetLinking, LIVELOCK, excludes::<ksync::Mcs>(2, 1, 2));
+    catches!(
+        mcs_that_forgets_who_is_linking,
+        McsForgetLinking,
+        LIVELOCK,
+        excludes::<ksync::Mcs>(2, 1, 2)
+    );
 
     #[test]
     fn queued_with_a_pending_waiter() {
@@ -160,7 +178,12 @@ mod spinning {
         excludes::<ksync::Queued>(4, 1, 1);
     }
 
-    catches!(queued_that_publishes_nothing, QueuedRelaxedUnlock, RACE, excludes::<ksync::Queued>(2, 1, 2));
+    catches!(
+        queued_that_publishes_nothing,
+        QueuedRelaxedUnlock,
+        RACE,
+        excludes::<ksync::Queued>(2, 1, 2)
+    );
 
     fn rwlock(preemptions: usize) {
         explore(preemptions, || {
@@ -179,7 +202,12 @@ mod spinning {
         rwlock(3);
     }
 
-    catches!(rwlock_that_ignores_a_writer, RwLockIgnoreWriter, RACE, rwlock(2));
+    catches!(
+        rwlock_that_ignores_a_writer,
+        RwLockIgnoreWriter,
+        RACE,
+        rwlock(2)
+    );
 }
 
 mod sleeping {
@@ -204,9 +232,19 @@ mod sleeping {
         mutex(3, 1, 2);
     }
 
-    catches!(mutex_that_forgets_its_waiters, RwSemForgetWaiters, DEADLOCK, mutex(2, 1, 2));
+    catches!(
+        mutex_that_forgets_its_waiters,
+        RwSemForgetWaiters,
+        DEADLOCK,
+        mutex(2, 1, 2)
+    );
 
-    catches!(mutex_whose_waiter_does_not_look_again, RwSemNoRecheck, DEADLOCK, mutex(2, 1, 2));
+    catches!(
+        mutex_whose_waiter_does_not_look_again,
+        RwSemNoRecheck,
+        DEADLOCK,
+        mutex(2, 1, 2)
+    );
 
     fn rwsem(readers: usize, writers: usize, preemptions: usize) {
         explore(preemptions, move || {
@@ -231,7 +269,12 @@ mod sleeping {
         rwsem(2, 2, 2);
     }
 
-    catches!(rwsem_whose_waiter_does_not_look_again, RwSemNoRecheck, DEADLOCK, rwsem(1, 1, 2));
+    catches!(
+        rwsem_whose_waiter_does_not_look_again,
+        RwSemNoRecheck,
+        DEADLOCK,
+        rwsem(1, 1, 2)
+    );
 
     #[test]
     fn rwsem_downgrade_lets_readers_in_and_no_writer() {
@@ -281,7 +324,12 @@ mod waiting {
         flag(5);
     }
 
-    catches!(a_waiter_that_looks_before_it_queues, WaitLookBeforeQueueing, DEADLOCK, flag(2));
+    catches!(
+        a_waiter_that_looks_before_it_queues,
+        WaitLookBeforeQueueing,
+        DEADLOCK,
+        flag(2)
+    );
 
     catches!(a_waker_without_a_barrier, WaitNoBarrier, DEADLOCK, flag(2));
 
@@ -297,7 +345,11 @@ mod waiting {
                         queue.wake_one();
                     }
                 } else {
-                    queue.wait_until(|| events.fetch_update(Acquire, Relaxed, |n| n.checked_sub(1)).is_ok());
+                    queue.wait_until(|| {
+                        events
+                            .fetch_update(Acquire, Relaxed, |n| n.checked_sub(1))
+                            .is_ok()
+                    });
                 }
             });
         });
@@ -308,7 +360,12 @@ mod waiting {
         events(2);
     }
 
-    catches!(a_waiter_that_keeps_a_wake_up_it_does_not_need, WaitSwallowWake, DEADLOCK, events(2));
+    catches!(
+        a_waiter_that_keeps_a_wake_up_it_does_not_need,
+        WaitSwallowWake,
+        DEADLOCK,
+        events(2)
+    );
 
     #[test]
     fn completion_on_the_waiters_stack() {
@@ -397,7 +454,12 @@ mod grace_periods {
         replace_under_a_reader(4);
     }
 
-    catches!(a_grace_period_that_takes_everyone_for_idle, RcuIgnoreBusy, RACE, replace_under_a_reader(2));
+    catches!(
+        a_grace_period_that_takes_everyone_for_idle,
+        RcuIgnoreBusy,
+        RACE,
+        replace_under_a_reader(2)
+    );
 
     /// A callback that frees version 0.
     #[repr(C)]
@@ -428,7 +490,10 @@ mod grace_periods {
                     assert!(rcu::idle_enter());
                 })
             };
-            let callback = Box::new(Callback { head: RcuHead::new(), world: world.clone() });
+            let callback = Box::new(Callback {
+                head: RcuHead::new(),
+                world: world.clone(),
+            });
             world.current.store(1, Release);
             unsafe { rcu::call(NonNull::new_unchecked(Box::into_raw(callback)).cast(), run) };
             while rcu::process_callbacks() == 0 {
@@ -449,7 +514,12 @@ mod grace_periods {
         halt_with_a_callback(3);
     }
 
-    catches!(a_cpu_that_halts_without_looking_again, RcuSleepUnseen, DEADLOCK, halt_with_a_callback(3));
+    catches!(
+        a_cpu_that_halts_without_looking_again,
+        RcuSleepUnseen,
+        DEADLOCK,
+        halt_with_a_callback(3)
+    );
 
     unsafe fn nothing(_: NonNull<RcuHead>) {}
 
@@ -466,7 +536,7 @@ mod grace_periods {
                     arch::loom::set_cpu(1);
                     rcu::cpu_online();
                     unsafe { rcu::call(NonNull::from(&HEAD), nothing) };
-                    rcu::note_context_switch();
+                    rcu::process_callbacks();
                     world.read();
                     rcu::note_context_switch();
                     // Perhaps with the callback still waiting: who ends the grace period would kick us.
@@ -487,7 +557,17 @@ mod grace_periods {
         replace_during_a_grace_period(3);
     }
 
-    catches!(a_stamp_that_takes_the_current_grace_period, RcuCurrentIsEnough, RACE, replace_during_a_grace_period(2));
+    catches!(
+        a_stamp_that_takes_the_current_grace_period,
+        RcuCurrentIsEnough,
+        RACE,
+        replace_during_a_grace_period(2)
+    );
 
-    catches!(an_end_that_nobody_hears_of, RcuForgetPublish, LIVELOCK, replace_during_a_grace_period(2));
+    catches!(
+        an_end_that_nobody_hears_of,
+        RcuForgetPublish,
+        "a leaf was not told",
+        halt_with_a_callback(3)
+    );
 }

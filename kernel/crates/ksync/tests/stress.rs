@@ -3,8 +3,8 @@
 #![allow(missing_docs, clippy::undocumented_unsafe_blocks)]
 
 use ksync::{
-    Backend, Completion, Interrupted, Lock, LockClass, Mutex, RwLock, RwSem, SpinLock, WaitEntry, WaitQueue, arch,
-    lock_class, lockstat,
+    Backend, Completion, Interrupted, Lock, LockClass, Mutex, RwLock, RwSem, SpinLock, WaitEntry,
+    WaitQueue, arch, lock_class, lockstat,
 };
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -129,7 +129,9 @@ fn rwlock_readers_share_and_writers_exclude() {
             }
         }
     });
-    let expected = (0..THREADS).map(|i| (0..ROUNDS).filter(|r| (r + i) % 3 == 0).count()).sum();
+    let expected = (0..THREADS)
+        .map(|i| (0..ROUNDS).filter(|r| (r + i) % 3 == 0).count())
+        .sum();
     assert_eq!(lock.into_inner(), (expected, expected));
 }
 
@@ -210,7 +212,12 @@ fn rwsem_serves_in_order_of_arrival() {
         handle
     };
     let g = sem.write();
-    let handles = [order(1, true, &sem), order(2, false, &sem), order(3, true, &sem), order(4, true, &sem)];
+    let handles = [
+        order(1, true, &sem),
+        order(2, false, &sem),
+        order(3, true, &sem),
+        order(4, true, &sem),
+    ];
     assert!(sem.try_read().is_none() && sem.try_write().is_none());
     drop(g);
     for h in handles {
@@ -336,8 +343,11 @@ fn completion_on_the_stack() {
 
 #[test]
 fn lockstat_counts_exactly() {
-    let storage: &'static [lockstat::Counters] =
-        Vec::leak((0..lockstat::storage_len()).map(|_| lockstat::Counters::new()).collect());
+    let storage: &'static [lockstat::Counters] = Vec::leak(
+        (0..lockstat::storage_len())
+            .map(|_| lockstat::Counters::new())
+            .collect(),
+    );
     lockstat::enable(storage);
     let spin = SpinLock::new((), lock_class!("counted_spin"));
     let sem = RwSem::new((), lock_class!("counted_sem"));
@@ -358,7 +368,11 @@ fn lockstat_counts_exactly() {
         found += 1;
         assert_eq!(stats.acquisitions, expected as u64, "{name}");
         assert!(stats.contended <= stats.acquisitions && stats.hold_cycles > 0);
-        assert_eq!(stats.contended == 0, stats.wait_cycles == 0, "{name}: {stats:?}");
+        assert_eq!(
+            stats.contended == 0,
+            stats.wait_cycles == 0,
+            "{name}: {stats:?}"
+        );
     });
     assert_eq!(found, 2);
 }
@@ -385,7 +399,11 @@ mod rcu {
     }
 
     fn publish(slot: &AtomicPtr<Object>, freed: &'static AtomicUsize) -> bool {
-        let new = Box::new(Object { head: RcuHead::new(), alive: AtomicU64::new(ALIVE), freed });
+        let new = Box::new(Object {
+            head: RcuHead::new(),
+            alive: AtomicU64::new(ALIVE),
+            freed,
+        });
         let old = slot.swap(Box::into_raw(new), SeqCst);
         if !old.is_null() {
             unsafe { rcu::call(NonNull::new_unchecked(old).cast(), free) };
@@ -471,7 +489,10 @@ mod rcu {
                     let _guard = rcu::read_lock();
                     let seen = value.load(SeqCst);
                     thread::yield_now();
-                    assert!(value.load(SeqCst) <= seen + 1, "two grace periods passed one reader");
+                    assert!(
+                        value.load(SeqCst) <= seen + 1,
+                        "two grace periods passed one reader"
+                    );
                 }
             }
         });

@@ -26,7 +26,16 @@ fn reserve(bytes: usize) -> usize {
     const PROT_READ_WRITE: i32 = 0x1 | 0x2;
     const PRIVATE_ANON_NORESERVE: i32 = 0x2 | 0x20 | 0x4000;
     // SAFETY: a fresh private mapping disturbs nothing.
-    let p = unsafe { mmap(core::ptr::null_mut(), bytes, PROT_READ_WRITE, PRIVATE_ANON_NORESERVE, -1, 0) };
+    let p = unsafe {
+        mmap(
+            core::ptr::null_mut(),
+            bytes,
+            PROT_READ_WRITE,
+            PRIVATE_ANON_NORESERVE,
+            -1,
+            0,
+        )
+    };
     assert!(p as isize != -1, "mmap of {bytes} bytes failed");
     p as usize
 }
@@ -36,7 +45,13 @@ fn reserve(bytes: usize) -> usize {
 pub fn init_arena(bytes: usize) -> usize {
     let bytes = bytes.next_multiple_of(PAGE_SIZE);
     let vmemmap_bytes = bytes / PAGE_SIZE * PAGE_DESCRIPTOR_SIZE;
-    ARENA.get_or_init(|| Arena { bytes, direct: reserve(bytes), vmemmap: reserve(vmemmap_bytes) }).bytes
+    ARENA
+        .get_or_init(|| Arena {
+            bytes,
+            direct: reserve(bytes),
+            vmemmap: reserve(vmemmap_bytes),
+        })
+        .bytes
 }
 
 fn arena() -> &'static Arena {
@@ -97,7 +112,9 @@ pub unsafe fn clear_page(p: *mut u8) {
 /// # Safety
 /// Both are page aligned and mapped, `dst` is the caller's alone, and `src` is not written meanwhile.
 pub unsafe fn copy_page(dst: *mut u8, src: *const u8) {
-    debug_assert!((dst as usize).is_multiple_of(PAGE_SIZE) && (src as usize).is_multiple_of(PAGE_SIZE));
+    debug_assert!(
+        (dst as usize).is_multiple_of(PAGE_SIZE) && (src as usize).is_multiple_of(PAGE_SIZE)
+    );
     // SAFETY: the caller's promise.
     unsafe { core::ptr::copy_nonoverlapping(src, dst, PAGE_SIZE) }
 }

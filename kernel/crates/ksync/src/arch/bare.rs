@@ -147,14 +147,18 @@ pub fn local_irq_restore(flags: IrqFlags) {
 #[inline(always)]
 pub fn preempt_disable() {
     // SAFETY: INV-ARCH-1.
-    unsafe { asm!("inc dword ptr gs:[{}]", const offset_of!(CpuHead, preempt_count), options(nostack)) };
+    unsafe {
+        asm!("inc dword ptr gs:[{}]", const offset_of!(CpuHead, preempt_count), options(nostack))
+    };
 }
 
 /// Undoes one [`preempt_disable`] without looking whether the scheduler waits. For the scheduler itself.
 #[inline(always)]
 pub fn preempt_enable_no_resched() {
     // SAFETY: INV-ARCH-1.
-    unsafe { asm!("dec dword ptr gs:[{}]", const offset_of!(CpuHead, preempt_count), options(nostack)) };
+    unsafe {
+        asm!("dec dword ptr gs:[{}]", const offset_of!(CpuHead, preempt_count), options(nostack))
+    };
 }
 
 /// Undoes one [`preempt_disable`]; if it was the last and the scheduler waits, runs it. Four instructions.
@@ -234,7 +238,9 @@ pub fn enable_avx_copy() -> bool {
     const AVX512: u32 = 0b1110_0000;
     let xcr0: u32;
     // SAFETY: the caller has set CR4.OSXSAVE.
-    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _, options(nomem, nostack, preserves_flags))
+    };
     let usable = xcr0 & SSE_AVX == SSE_AVX && xcr0 & AVX512 == 0;
     if usable {
         AVX_COPY.enable();
@@ -252,7 +258,7 @@ pub unsafe fn clear_page(p: *mut u8) {
         // SAFETY: the caller's promise; AVX is usable, as `enable_avx_copy` found.
         return unsafe { page_copy::clear_avx(p) };
     }
-    // SAFETY: the caller's promise; CR4.OSFXSR is set on every CPU at bring-up.
+    // SAFETY: the caller's promise; CR4.OSFXSR is set and CR0.TS clear on every CPU from bring-up on.
     unsafe { page_copy::clear_sse2(p) }
 }
 

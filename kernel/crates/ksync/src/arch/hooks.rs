@@ -67,7 +67,12 @@ macro_rules! provide_machine {
                 <$t as Machine>::signal_pending()
             }
             #[unsafe(no_mangle)]
-            extern "Rust" fn tine_flush_tlb_range(cpus: &$crate::CpuMask, mm: u64, start: usize, end: usize) {
+            extern "Rust" fn tine_flush_tlb_range(
+                cpus: &$crate::CpuMask,
+                mm: u64,
+                start: usize,
+                end: usize,
+            ) {
                 <$t as Machine>::flush_tlb_range(cpus, mm, start, end)
             }
             #[unsafe(no_mangle)]

@@ -19,7 +19,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
 pub use super::arena::{
-    PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, percpu_base, phys_to_virt, virt_to_phys, vmemmap_base,
+    PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, percpu_base, phys_to_virt,
+    virt_to_phys, vmemmap_base,
 };
 
 struct HostThread {
@@ -63,7 +64,10 @@ pub fn numa_node_id() -> usize {
 
 /// Moves this thread to `cpu` for good. Preemption and IRQs on.
 pub fn set_cpu(cpu: usize) {
-    assert!(cpu < NR_CPUS && HELD.get() == UNSET, "set_cpu with preemption off");
+    assert!(
+        cpu < NR_CPUS && HELD.get() == UNSET,
+        "set_cpu with preemption off"
+    );
     CHOSEN.set(cpu);
 }
 
@@ -79,7 +83,10 @@ pub fn run_on<R>(cpu: usize, f: impl FnOnce() -> R) -> R {
 
 fn take_token() {
     let cpu = smp_processor_id();
-    while TOKENS[cpu].compare_exchange_weak(false, true, Acquire, Relaxed).is_err() {
+    while TOKENS[cpu]
+        .compare_exchange_weak(false, true, Acquire, Relaxed)
+        .is_err()
+    {
         std::thread::yield_now();
     }
     HELD.set(cpu);
@@ -153,7 +160,10 @@ pub fn cpu_relax() {
 /// Nanoseconds since the first call.
 pub fn get_cycles() -> u64 {
     static START: OnceLock<std::time::Instant> = OnceLock::new();
-    START.get_or_init(std::time::Instant::now).elapsed().as_nanos() as u64
+    START
+        .get_or_init(std::time::Instant::now)
+        .elapsed()
+        .as_nanos() as u64
 }
 
 /// The running thread.

@@ -7,7 +7,8 @@ use std::cell::Cell;
 use std::vec::Vec;
 
 pub use super::arena::{
-    PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, percpu_base, phys_to_virt, virt_to_phys, vmemmap_base,
+    PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, percpu_base, phys_to_virt,
+    virt_to_phys, vmemmap_base,
 };
 
 /// How often a thread may spin in one execution before its further course is not explored.
@@ -95,7 +96,13 @@ pub fn preempt_disable() {
 
 /// Undoes one [`preempt_disable`].
 pub fn preempt_enable() {
-    PREEMPT_COUNT.with(|c| c.set(c.get().checked_sub(1).expect("preempt_enable without preempt_disable")));
+    PREEMPT_COUNT.with(|c| {
+        c.set(
+            c.get()
+                .checked_sub(1)
+                .expect("preempt_enable without preempt_disable"),
+        )
+    });
 }
 
 /// The same as [`preempt_enable`] here.
@@ -130,7 +137,10 @@ pub fn current() -> ThreadPtr {
 
 /// Blocks until unparked.
 pub fn park() {
-    assert!(preempt_count() == 0 && !irqs_disabled(), "park with preemption or IRQs off");
+    assert!(
+        preempt_count() == 0 && !irqs_disabled(),
+        "park with preemption or IRQs off"
+    );
     let parker = &PARKERS[smp_processor_id()];
     let mut token = parker.token.lock().unwrap();
     while !*token {

@@ -32,23 +32,23 @@ pub mod loom;
 #[cfg(all(target_arch = "x86_64", any(target_os = "none", test)))]
 mod page_copy;
 
+#[cfg(loom)]
+use self::loom as imp;
 #[cfg(target_os = "none")]
 use bare as imp;
 #[cfg(all(not(target_os = "none"), not(loom)))]
 use host as imp;
-#[cfg(loom)]
-use self::loom as imp;
 
 pub(crate) use cpu_head::NR_QUEUED_NODES;
 pub use cpu_head::{CpuHead, NR_SLOTS};
-pub use imp::{
-    PERCPU_WINDOW_SHIFT, clear_page, copy_page, cpu_relax, current, flush_tlb_local_page, get_cycles, irqs_disabled,
-    local_irq_restore, local_irq_save, numa_node_id, park, percpu_base, phys_to_virt, preempt_count, preempt_disable,
-    preempt_enable, preempt_enable_no_resched, signal_pending, smp_processor_id, this_cpu_base, unpark, virt_to_phys,
-    vmemmap_base,
-};
 #[cfg(target_os = "none")]
 pub use imp::{DIRECT_MAP_BASE, PERCPU_BASE, VMEMMAP_BASE, enable_avx_copy};
+pub use imp::{
+    PERCPU_WINDOW_SHIFT, clear_page, copy_page, cpu_relax, current, flush_tlb_local_page,
+    get_cycles, irqs_disabled, local_irq_restore, local_irq_save, numa_node_id, park, percpu_base,
+    phys_to_virt, preempt_count, preempt_disable, preempt_enable, preempt_enable_no_resched,
+    signal_pending, smp_processor_id, this_cpu_base, unpark, virt_to_phys, vmemmap_base,
+};
 
 /// Size of one CPU's per-CPU window in bytes: 1 GiB on the machine, 16 MiB on the host.
 pub const PERCPU_WINDOW_SIZE: usize = 1 << PERCPU_WINDOW_SHIFT;

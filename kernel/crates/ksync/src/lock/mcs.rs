@@ -40,7 +40,10 @@ pub struct Mcs {
 fn take_node(head: &'static CpuHead) -> u32 {
     let used = head.mcs_used.load(Relaxed);
     let index = used.trailing_ones();
-    assert!((index as usize) < head.mcs_nodes.len(), "too many MCS locks held at once on one CPU");
+    assert!(
+        (index as usize) < head.mcs_nodes.len(),
+        "too many MCS locks held at once on one CPU"
+    );
     head.mcs_used.store(used | 1 << index, Relaxed);
     index
 }
@@ -58,7 +61,9 @@ impl Mcs {
     #[inline(never)]
     fn wait_behind(prev: *mut McsNode, node: &'static McsNode) {
         // SAFETY: nodes are in CpuHeads, which live for ever; `prev` is not reused before it has handed over to us.
-        unsafe { &*prev }.next.store(ptr::from_ref(node).cast_mut(), Release);
+        unsafe { &*prev }
+            .next
+            .store(ptr::from_ref(node).cast_mut(), Release);
         while !node.granted.load(Acquire) {
             arch::cpu_relax();
         }
@@ -73,10 +78,14 @@ unsafe impl Backend for Mcs {
     const NAME: &'static str = "mcs";
 
     #[cfg(not(loom))]
-    const INIT: Self = Mcs { tail: AtomicPtr::new(ptr::null_mut()) };
+    const INIT: Self = Mcs {
+        tail: AtomicPtr::new(ptr::null_mut()),
+    };
     #[cfg(loom)]
     fn init() -> Self {
-        Mcs { tail: AtomicPtr::new(ptr::null_mut()) }
+        Mcs {
+            tail: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
     #[inline(always)]
@@ -104,7 +113,11 @@ unsafe impl Backend for Mcs {
         node.next.store(ptr::null_mut(), Relaxed);
         node.granted.store(false, Relaxed);
         let mine = ptr::from_ref(node).cast_mut();
-        if self.tail.compare_exchange(ptr::null_mut(), mine, AcqRel, Relaxed).is_err() {
+        if self
+            .tail
+            .compare_exchange(ptr::null_mut(), mine, AcqRel, Relaxed)
+            .is_err()
+        {
             return_node(head, index);
             return None;
         }
@@ -118,7 +131,10 @@ unsafe impl Backend for Mcs {
         let mine = ptr::from_ref(node).cast_mut();
         let mut next = node.next.load(Acquire);
         if next.is_null()
-            && self.tail.compare_exchange(mine, ptr::null_mut(), Release, Relaxed).is_err()
+            && self
+                .tail
+                .compare_exchange(mine, ptr::null_mut(), Release, Relaxed)
+                .is_err()
             && !planted!(McsForgetLinking)
         {
             // Somebody swapped the tail and is about to link itself.

@@ -31,14 +31,14 @@ mod ticket;
 
 pub use mcs::Mcs;
 pub(crate) use mcs::McsNode;
-pub use queued::Queued;
 pub(crate) use queued::QueuedNode;
+pub use queued::{Queued, VIRT_SPIN};
 pub use tas::Tas;
 pub use ticket::Ticket;
 
 use crate::LockClass;
 use crate::arch::{self, IrqFlags};
-use crate::lockstat::HoldStart;
+use crate::lockstat::{self, HoldStart};
 use crate::sync::const_unless_loom;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -121,7 +121,12 @@ impl<T: ?Sized, B: Backend> Lock<T, B> {
     pub fn lock(&self) -> Guard<'_, T, B> {
         arch::preempt_disable();
         let (state, since) = self.acquire();
-        Guard { lock: self, state, since, _not_send: PhantomData }
+        Guard {
+            lock: self,
+            state,
+            since,
+            _not_send: PhantomData,
+        }
     }
 
     /// Acquires; preemption and IRQs are off until the guard drops. Spins. Any context.
@@ -130,7 +135,13 @@ impl<T: ?Sized, B: Backend> Lock<T, B> {
         let flags = arch::local_irq_save();
         arch::preempt_disable();
         let (state, since) = self.acquire();
-        IrqGuard { lock: self, state, since, flags, _not_send: PhantomData }
+        IrqGuard {
+            lock: self,
+            state,
+            since,
+            flags,
+            _not_send: PhantomData,
+        }
     }
 
     /// Acquires if free, as [`lock`](Self::lock).
@@ -141,7 +152,12 @@ impl<T: ?Sized, B: Backend> Lock<T, B> {
             arch::preempt_enable();
             return None;
         };
-        Some(Guard { lock: self, state, since: self.class.try_acquired(), _not_send: PhantomData })
+        Some(Guard {
+            lock: self,
+            state,
+            since: lockstat::try_acquired(|| self.class),
+            _not_send: PhantomData,
+        })
     }
 
     /// Acquires if free, as [`lock_irqsave`](Self::lock_irqsave).
@@ -154,7 +170,13 @@ impl<T: ?Sized, B: Backend> Lock<T, B> {
             arch::preempt_enable();
             return None;
         };
-        Some(IrqGuard { lock: self, state, since: self.class.try_acquired(), flags, _not_send: PhantomData })
+        Some(IrqGuard {
+            lock: self,
+            state,
+            since: lockstat::try_acquired(|| self.class),
+            flags,
+            _not_send: PhantomData,
+        })
     }
 
     /// The value, without locking: the borrow proves that nobody holds it.
@@ -174,7 +196,7 @@ impl<T: ?Sized, B: Backend> Lock<T, B> {
 
     #[inline(always)]
     fn acquire(&self) -> (B::State, HoldStart) {
-        self.class.acquire(|| self.raw.try_lock(), || self.raw.lock())
+        lockstat::acquire(|| self.class, || self.raw.try_lock(), || self.raw.lock())
     }
 }
 
@@ -200,7 +222,7 @@ pub struct IrqGuard<'a, T: ?Sized, B: Backend> {
 impl<T: ?Sized, B: Backend> Drop for Guard<'_, T, B> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.lock.class.released(&self.since);
+        lockstat::released(|| self.lock.class, self.since);
         // SAFETY: the guard is the holder and drops once.
         unsafe { self.lock.raw.unlock(&self.state) };
         arch::preempt_enable();
@@ -210,7 +232,7 @@ impl<T: ?Sized, B: Backend> Drop for Guard<'_, T, B> {
 impl<T: ?Sized, B: Backend> Drop for IrqGuard<'_, T, B> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.lock.class.released(&self.since);
+        lockstat::released(|| self.lock.class, self.since);
         // SAFETY: the guard is the holder and drops once.
         unsafe { self.lock.raw.unlock(&self.state) };
         arch::local_irq_restore(self.flags);

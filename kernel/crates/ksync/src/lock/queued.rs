@@ -31,6 +31,12 @@ use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering::*};
 use crate::sync::const_unless_loom;
 use core::ptr;
 
+crate::static_key! {
+    /// Spin without a queue: for a machine whose CPUs are threads of a host with fewer CPUs. There the next in line is
+    /// often not running, and a queue makes everybody wait for it (Linux's virt_spin_lock). Boot only.
+    pub static VIRT_SPIN;
+}
+
 const LOCKED: u32 = 1;
 const LOCKED_MASK: u32 = 0xff;
 const PENDING: u32 = 1 << 8;
@@ -88,8 +94,12 @@ unsafe impl Backend for Queued {
 
     #[inline(always)]
     fn lock(&self) {
-        if let Err(seen) = self.0.compare_exchange(0, LOCKED, Acquire, Relaxed) {
-            self.lock_slow(seen);
+        if self
+            .0
+            .compare_exchange(0, LOCKED, Acquire, Relaxed)
+            .is_err()
+        {
+            self.lock_slow();
         }
     }
 
@@ -98,7 +108,10 @@ unsafe impl Backend for Queued {
         if self.0.load(Relaxed) != 0 {
             return None;
         }
-        self.0.compare_exchange(0, LOCKED, Acquire, Relaxed).ok().map(drop)
+        self.0
+            .compare_exchange(0, LOCKED, Acquire, Relaxed)
+            .ok()
+            .map(drop)
     }
 
     /// Stores 0 in the low byte. Rust's memory model has no atomic of a part of an atomic, so this is assembly that
@@ -112,7 +125,14 @@ unsafe impl Backend for Queued {
             core::arch::asm!("mov byte ptr [{}], 0", in(reg) self.0.as_ptr(), options(nostack, preserves_flags))
         };
         #[cfg(not(all(target_arch = "x86_64", not(loom), not(miri))))]
-        self.0.fetch_and(!LOCKED_MASK, if crate::sync::planted!(QueuedRelaxedUnlock) { Relaxed } else { Release });
+        self.0.fetch_and(
+            !LOCKED_MASK,
+            if crate::sync::planted!(QueuedRelaxedUnlock) {
+                Relaxed
+            } else {
+                Release
+            },
+        );
     }
 
     fn is_locked(&self) -> bool {
@@ -121,10 +141,14 @@ unsafe impl Backend for Queued {
 }
 
 impl Queued {
-    /// The word was not free. `seen` is what it was.
+    /// The word was not free.
     #[cold]
     #[inline(never)]
-    fn lock_slow(&self, mut seen: u32) {
+    fn lock_slow(&self) {
+        if crate::static_branch!(VIRT_SPIN) {
+            return self.spin_unfairly();
+        }
+        let mut seen = self.0.load(Relaxed);
         if seen == PENDING {
             // The lock is passing from a holder to the pending waiter; that takes no time.
             for _ in 0..PENDING_LOOPS {
@@ -146,6 +170,18 @@ impl Queued {
             }
         }
         self.wait_in_queue();
+    }
+
+    /// Takes the lock whenever it is free, whoever came first.
+    fn spin_unfairly(&self) {
+        loop {
+            while self.0.load(Relaxed) != 0 {
+                arch::cpu_relax();
+            }
+            if self.0.compare_exchange(0, LOCKED, Acquire, Relaxed).is_ok() {
+                return;
+            }
+        }
     }
 
     /// We own the pending bit: wait for the holder, then turn pending into locked.

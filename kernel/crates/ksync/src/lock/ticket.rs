@@ -20,10 +20,16 @@ unsafe impl Backend for Ticket {
     const NAME: &'static str = "ticket";
 
     #[cfg(not(loom))]
-    const INIT: Self = Ticket { next: AtomicU32::new(0), owner: AtomicU32::new(0) };
+    const INIT: Self = Ticket {
+        next: AtomicU32::new(0),
+        owner: AtomicU32::new(0),
+    };
     #[cfg(loom)]
     fn init() -> Self {
-        Ticket { next: AtomicU32::new(0), owner: AtomicU32::new(0) }
+        Ticket {
+            next: AtomicU32::new(0),
+            owner: AtomicU32::new(0),
+        }
     }
 
     #[inline(always)]
@@ -37,14 +43,24 @@ unsafe impl Backend for Ticket {
     #[inline(always)]
     fn try_lock(&self) -> Option<()> {
         let shown = self.owner.load(Acquire);
-        self.next.compare_exchange(shown, shown.wrapping_add(1), Relaxed, Relaxed).ok().map(drop)
+        self.next
+            .compare_exchange(shown, shown.wrapping_add(1), Relaxed, Relaxed)
+            .ok()
+            .map(drop)
     }
 
     #[inline(always)]
     unsafe fn unlock(&self, _: &()) {
         // Only the holder writes `owner`.
         let shown = self.owner.load(Relaxed);
-        self.owner.store(shown.wrapping_add(1), if planted!(TicketRelaxedUnlock) { Relaxed } else { Release });
+        self.owner.store(
+            shown.wrapping_add(1),
+            if planted!(TicketRelaxedUnlock) {
+                Relaxed
+            } else {
+                Release
+            },
+        );
     }
 
     fn is_locked(&self) -> bool {

@@ -24,7 +24,10 @@ pub(super) struct Segment {
 
 impl Segment {
     pub(super) const fn new() -> Self {
-        Segment { first: None, last: None }
+        Segment {
+            first: None,
+            last: None,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -123,7 +126,11 @@ impl CbList {
         }
         if !self.next.is_empty() {
             let stamp = seq::snap(gp);
-            self.stamp_next(if planted!(RcuCurrentIsEnough) { (gp | 1).wrapping_add(1) } else { stamp });
+            self.stamp_next(if planted!(RcuCurrentIsEnough) {
+                (gp | 1).wrapping_add(1)
+            } else {
+                stamp
+            });
         }
         match (self.wait.is_empty(), self.ready.is_empty()) {
             (_, false) => Some(self.ready_stamp),
@@ -168,7 +175,8 @@ mod tests {
         for start in [0_u64, u64::MAX - 3] {
             for schedule in 0..1_u32 << 12 {
                 let heads: Vec<RcuHead> = (0..12).map(|_| RcuHead::new()).collect();
-                let (mut list, mut gp, mut pushed, mut popped) = (CbList::new(), start, 0, Vec::new());
+                let (mut list, mut gp, mut pushed, mut popped) =
+                    (CbList::new(), start, 0, Vec::new());
                 let mut earliest = Vec::new();
                 for step in 0..12 {
                     if schedule >> step & 1 == 1 {
@@ -181,7 +189,10 @@ mod tests {
                         list.advance(gp);
                         popped.extend(drain(&mut list));
                         for (i, _) in popped.iter().enumerate() {
-                            assert!(seq::reached(gp, earliest[i]), "callback {i} ran before its grace period");
+                            assert!(
+                                seq::reached(gp, earliest[i]),
+                                "callback {i} ran before its grace period"
+                            );
                         }
                     }
                 }

@@ -19,7 +19,7 @@
 //!
 //! [`tree`] tracks who must still be quiescent, [`cblist`] holds the callbacks of a CPU, this file joins them. A CPU
 //! does its work when the scheduler says so ([`note_context_switch`]): if neither the grace period has moved nor a
-//! callback been queued since it last looked, that is two loads and a compare.
+//! enough callbacks been queued since it last looked, that is three loads and a compare.
 //!
 //! What the kernel must call, on the CPU concerned:
 //!
@@ -57,6 +57,9 @@ use tree::{LEAF_CPUS, Leaf, MAX_LEAVES, Place, Tree};
 
 /// Callbacks run in one go with preemption off.
 const BATCH: usize = 32;
+/// A CPU looks at its callbacks at the next context switch when it has queued this many since it last did. Fewer wait
+/// for the tick, for idle, or for somebody who waits.
+const LAZY: usize = 16;
 
 /// A function run after a grace period. It must not sleep.
 pub type RcuCallback = unsafe fn(NonNull<RcuHead>);
@@ -76,7 +79,10 @@ unsafe impl Sync for RcuHead {}
 impl RcuHead {
     /// A head that is not queued.
     pub const fn new() -> Self {
-        RcuHead { next: UnsafeCell::new(None), func: UnsafeCell::new(None) }
+        RcuHead {
+            next: UnsafeCell::new(None),
+            func: UnsafeCell::new(None),
+        }
     }
 }
 
@@ -165,7 +171,7 @@ impl Drop for RcuGuard {
 }
 
 /// Runs `f(head)` after a grace period: on this CPU, with preemption off, IRQs on and no lock held. Any context;
-/// allocates nothing.
+/// allocates nothing. Nobody hurries: a few callbacks of a busy CPU wait for more, or for the next tick.
 ///
 /// # Safety
 /// `head` stays valid and untouched until `f` is called, and `f` is sound to call with it once from any thread.
@@ -175,8 +181,11 @@ pub unsafe fn call(head: NonNull<RcuHead>, f: RcuCallback) {
     let rc = &arch::this_cpu_head().rcu;
     // SAFETY: INV-RCU-5: this CPU, IRQs off; the head is ours by the caller's promise.
     unsafe { (*rc.list.get()).push(head, f) };
-    rc.nr_callbacks.store(rc.nr_callbacks.load(Relaxed) + 1, Relaxed);
-    rc.look_again();
+    let nr = rc.nr_callbacks.load(Relaxed) + 1;
+    rc.nr_callbacks.store(nr, Relaxed);
+    if nr.is_multiple_of(LAZY) {
+        rc.look_again();
+    }
     arch::local_irq_restore(flags);
 }
 
@@ -198,10 +207,21 @@ pub fn synchronize() {
         // SAFETY: `head` is the first field of a `Wait` that its thread keeps until it is complete.
         unsafe { head.cast::<Wait>().as_ref() }.done.complete();
     }
-    let wait = Wait { head: RcuHead::new(), done: Completion::new() };
+    let wait = Wait {
+        head: RcuHead::new(),
+        done: Completion::new(),
+    };
     // SAFETY: `wait` stays until `wake` has run. The pointer covers the whole struct.
     unsafe { call(NonNull::from(&wait).cast(), wake) };
+    look_soon();
     sleep_until_complete(&wait.done);
+}
+
+/// This CPU will look at its callbacks at its next context switch, which is near.
+fn look_soon() {
+    let flags = arch::local_irq_save();
+    arch::this_cpu_head().rcu.look_again();
+    arch::local_irq_restore(flags);
 }
 
 /// Waits until every callback queued before has run, on every CPU. Thread context; sleeps; not from a callback.
@@ -235,22 +255,47 @@ fn barrier_part_done() {
 /// Lays out the tree: leaves hold CPUs of one node. Boot CPU, once, after `set_nr_cpu_ids`, `set_nr_node_ids` and
 /// `set_cpu_node`, before any `cpu_online`.
 pub fn init() {
-    lay_out(arch::nr_cpu_ids(), arch::nr_node_ids(), arch::cpu_to_node, |cpu, place| {
-        PLACES[cpu].store((place.leaf * LEAF_CPUS) as u16 + place.bit as u16, Relaxed);
-    });
+    lay_out(
+        arch::nr_cpu_ids(),
+        arch::nr_node_ids(),
+        arch::cpu_to_node,
+        |cpu, place| {
+            PLACES[cpu].store((place.leaf * LEAF_CPUS) as u16 + place.bit as u16, Relaxed);
+        },
+    );
 }
 
 /// Calls `f` with a place for every CPU: leaves by node if there are enough of them, else by number.
-fn lay_out(nr_cpus: usize, nr_nodes: usize, node_of: impl Fn(usize) -> usize, f: impl Fn(usize, Place)) {
-    let per_leaf = if cfg!(loom) { nr_cpus.div_ceil(MAX_LEAVES) } else { LEAF_CPUS };
+fn lay_out(
+    nr_cpus: usize,
+    nr_nodes: usize,
+    node_of: impl Fn(usize) -> usize,
+    f: impl Fn(usize, Place),
+) {
+    let per_leaf = if cfg!(loom) {
+        nr_cpus.div_ceil(MAX_LEAVES)
+    } else {
+        LEAF_CPUS
+    };
     let nodes = 0..nr_nodes;
     let nr_leaves: usize = nodes
         .clone()
-        .map(|node| (0..nr_cpus).filter(|&cpu| node_of(cpu) == node).count().div_ceil(per_leaf))
+        .map(|node| {
+            (0..nr_cpus)
+                .filter(|&cpu| node_of(cpu) == node)
+                .count()
+                .div_ceil(per_leaf)
+        })
         .sum();
     if nr_leaves > MAX_LEAVES {
         for cpu in 0..nr_cpus {
-            f(cpu, Place { leaf: cpu / per_leaf, bit: (cpu % per_leaf) as u32 });
+            f(
+                cpu,
+                Place {
+                    leaf: cpu / per_leaf,
+                    bit: (cpu % per_leaf) as u32,
+                },
+            );
         }
         return;
     }
@@ -258,7 +303,13 @@ fn lay_out(nr_cpus: usize, nr_nodes: usize, node_of: impl Fn(usize) -> usize, f:
     for node in nodes {
         let mut nr = 0;
         for cpu in (0..nr_cpus).filter(|&cpu| node_of(cpu) == node) {
-            f(cpu, Place { leaf: first_leaf + nr / per_leaf, bit: (nr % per_leaf) as u32 });
+            f(
+                cpu,
+                Place {
+                    leaf: first_leaf + nr / per_leaf,
+                    bit: (nr % per_leaf) as u32,
+                },
+            );
             nr += 1;
         }
         first_leaf += nr.div_ceil(per_leaf);
@@ -270,6 +321,7 @@ pub fn cpu_online() {
     let cpu = arch::smp_processor_id();
     let rc = &arch::this_cpu_head().rcu;
     rc.place(cpu);
+    debug_assert!(!rc.busy.load(Relaxed), "cpu_online twice");
     rc.leave_idle();
     ONLINE.set(cpu);
     NR_ONLINE.fetch_add(1, Relaxed);
@@ -289,7 +341,7 @@ pub fn note_context_switch() {
 #[inline]
 pub fn tick(quiescent: bool) {
     let head = arch::this_cpu_head();
-    if head.rcu.has_work() {
+    if head.rcu.has_work_or_callbacks() {
         if quiescent {
             head.rcu.check();
         } else {
@@ -305,7 +357,7 @@ pub fn tick(quiescent: bool) {
 #[must_use]
 pub fn idle_enter() -> bool {
     let rc = &arch::this_cpu_head().rcu;
-    if rc.has_work() {
+    if rc.has_work_or_callbacks() {
         rc.check();
     }
     if rc.ready.load(Relaxed) {
@@ -317,7 +369,9 @@ pub fn idle_enter() -> bool {
     arch::local_irq_restore(flags);
     rc.enter_idle(earliest.is_some());
     // Either who ends the grace period sees our SLEEP bit, or we see here that it has ended.
-    if earliest.is_some_and(|stamp| seq::reached(GLOBAL.tree.snapshot(), stamp)) && !planted!(RcuSleepUnseen) {
+    if earliest.is_some_and(|stamp| seq::reached(GLOBAL.tree.snapshot(), stamp))
+        && !planted!(RcuSleepUnseen)
+    {
         rc.leave_idle();
         rc.check();
         return false;
@@ -361,7 +415,7 @@ pub fn process_callbacks() -> usize {
     loop {
         arch::preempt_disable();
         let rc = &arch::this_cpu_head().rcu;
-        if rc.has_work() {
+        if rc.has_work_or_callbacks() {
             rc.check();
         }
         let batch = rc.run_batch();
@@ -454,17 +508,24 @@ impl RcuCpu {
             UNPLACED => cpu,
             at => at as usize,
         };
-        let place = Place { leaf: at / LEAF_CPUS, bit: (at % LEAF_CPUS) as u32 };
+        let place = Place {
+            leaf: at / LEAF_CPUS,
+            bit: (at % LEAF_CPUS) as u32,
+        };
         GLOBAL.tree.assign(cpu, place);
         let leaf = GLOBAL.tree.leaf(place);
         self.place_leaf.store(place.leaf as u16, Relaxed);
         self.place_bit.store(place.bit as u16, Relaxed);
-        self.seen.store(leaf.seq.load(Relaxed).wrapping_sub(1), Relaxed);
+        self.seen
+            .store(leaf.seq.load(Relaxed).wrapping_sub(1), Relaxed);
         self.leaf.store(ptr::from_ref(leaf).cast_mut(), Release);
     }
 
     fn my_place(&self) -> Place {
-        Place { leaf: self.place_leaf.load(Relaxed) as usize, bit: self.place_bit.load(Relaxed) as u32 }
+        Place {
+            leaf: self.place_leaf.load(Relaxed) as usize,
+            bit: self.place_bit.load(Relaxed) as u32,
+        }
     }
 
     #[inline(always)]
@@ -481,13 +542,24 @@ impl RcuCpu {
         self.leaf_seq().load(Acquire) != self.seen.load(Relaxed)
     }
 
+    /// As `has_work`, for whoever need not be lazy.
+    #[inline(always)]
+    fn has_work_or_callbacks(&self) -> bool {
+        self.nr_callbacks.load(Relaxed) != 0 || self.has_work()
+    }
+
     /// Makes the next `has_work` true (INV-RCU-6).
     #[inline(always)]
     fn look_again(&self) {
-        self.seen.store(self.seen.load(Relaxed).wrapping_sub(1), Relaxed);
+        self.seen
+            .store(self.seen.load(Relaxed).wrapping_sub(1), Relaxed);
     }
 
     fn leave_idle(&self) {
+        if self.leaf.load(Relaxed).is_null() {
+            // An interrupt before `cpu_online`: nobody relies on readers here yet.
+            return;
+        }
         GLOBAL.tree.idle_exit(self.my_place());
         self.busy.store(true, Relaxed);
     }
@@ -526,8 +598,14 @@ impl RcuCpu {
 
     fn queue_barrier(&self, list: &mut CbList) {
         // SAFETY: `barrier` set the function, and leaves the head alone until it has run.
-        unsafe { list.push(NonNull::from(&self.barrier_head), (*self.barrier_head.func.get()).unwrap_unchecked()) };
-        self.nr_callbacks.store(self.nr_callbacks.load(Relaxed) + 1, Relaxed);
+        unsafe {
+            list.push(
+                NonNull::from(&self.barrier_head),
+                (*self.barrier_head.func.get()).unwrap_unchecked(),
+            )
+        };
+        self.nr_callbacks
+            .store(self.nr_callbacks.load(Relaxed) + 1, Relaxed);
     }
 
     /// Runs up to BATCH callbacks. Preemption off, IRQs on.
@@ -549,7 +627,8 @@ impl RcuCpu {
         let list = unsafe { &mut *self.list.get() };
         batch.prepend_to(&mut list.done);
         self.ready.store(!list.done.is_empty(), Relaxed);
-        self.nr_callbacks.store(self.nr_callbacks.load(Relaxed) - nr, Release);
+        self.nr_callbacks
+            .store(self.nr_callbacks.load(Relaxed) - nr, Release);
         arch::local_irq_restore(flags);
         nr
     }

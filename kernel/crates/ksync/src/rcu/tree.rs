@@ -139,7 +139,10 @@ impl Tree {
         let mine = (1 << place.bit) | (1 << (place.bit + NEED_SHIFT));
         let sleep = (sleeps as u64) << (place.bit + SLEEP_SHIFT);
         let mut before = leaf.word.load(Relaxed);
-        while let Err(now) = leaf.word.compare_exchange(before, before & !mine | sleep, AcqRel, Relaxed) {
+        while let Err(now) =
+            leaf.word
+                .compare_exchange(before, before & !mine | sleep, AcqRel, Relaxed)
+        {
             before = now;
         }
         self.after_report(place, before);
@@ -173,7 +176,10 @@ impl Tree {
     pub(super) fn request(&self, stamp: u64) {
         let mut requested = self.requested.load(Relaxed);
         while !seq::reached(requested, stamp) {
-            match self.requested.compare_exchange(requested, stamp, AcqRel, Relaxed) {
+            match self
+                .requested
+                .compare_exchange(requested, stamp, AcqRel, Relaxed)
+            {
                 Ok(_) => break,
                 Err(now) => requested = now,
             }
@@ -211,7 +217,11 @@ impl Tree {
         if seq::in_progress(gp) || seq::reached(gp, self.requested.load(Acquire)) {
             return false;
         }
-        if self.gp.compare_exchange(gp, gp.wrapping_add(1), AcqRel, Relaxed).is_err() {
+        if self
+            .gp
+            .compare_exchange(gp, gp.wrapping_add(1), AcqRel, Relaxed)
+            .is_err()
+        {
             return false;
         }
         self.start(gp.wrapping_add(1))
@@ -233,8 +243,17 @@ impl Tree {
             let mut before = leaf.word.load(Relaxed);
             let busy = loop {
                 debug_assert!(before & NEED == 0);
-                let busy = if planted!(RcuIgnoreBusy) { 0 } else { before & BUSY };
-                match leaf.word.compare_exchange(before, before & BUSY | busy << NEED_SHIFT, AcqRel, Relaxed) {
+                let busy = if planted!(RcuIgnoreBusy) {
+                    0
+                } else {
+                    before & BUSY
+                };
+                match leaf.word.compare_exchange(
+                    before,
+                    before & BUSY | busy << NEED_SHIFT,
+                    AcqRel,
+                    Relaxed,
+                ) {
                     Ok(_) => break busy,
                     Err(now) => before = now,
                 }
@@ -252,10 +271,16 @@ impl Tree {
     pub(super) fn check_quiet(&self) {
         let gp = self.gp.load(Acquire);
         assert!(!seq::in_progress(gp), "INV-RCU-3");
-        assert!(seq::reached(gp, self.requested.load(Relaxed)), "a request was forgotten");
+        assert!(
+            seq::reached(gp, self.requested.load(Relaxed)),
+            "a request was forgotten"
+        );
         for leaf in self.leaves() {
             assert!(leaf.word.load(Relaxed) & NEED == 0, "INV-RCU-2");
-            assert!(leaf.seq.load(Relaxed) == gp, "INV-RCU-4");
+            assert!(
+                leaf.seq.load(Relaxed) == gp,
+                "INV-RCU-4: a leaf was not told"
+            );
         }
     }
 
