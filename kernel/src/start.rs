@@ -129,6 +129,9 @@ fn patch_text(params: &params::BootParams) {
     if params.phases == Switch::On {
         trace::TRACE.enable();
     }
+    if matches!(params.mode, params::ModeWord::Tcg | params::ModeWord::Kvm) {
+        ksync::VIRT_SPIN.enable(); // more CPUs here than the host may have
+    }
     let has_smap = core::arch::x86_64::__cpuid_count(7, 0).ebx & (1 << 20) != 0;
     paging::with_writable_text(|write| {
         static_key::patch_all(|site, bytes| write(site as *const u8, &bytes));

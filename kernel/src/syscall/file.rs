@@ -187,10 +187,10 @@ fn at_dir<R>(dirfd: i32, path: &[u8], f: impl FnOnce(At) -> Result<R, vfs::VfsEr
 
 fn do_open(dirfd: i32, path_at: usize, flags: usize, mode: usize) -> SysResult {
     let flags = OpenFlags::from_bits_retain(flags as u32);
-    let (path, len) = read_path(path_at)?;
+    let path = read_path(path_at)?;
     let files = files()?;
     let slot = files.reserve(flags.contains(OpenFlags::CLOEXEC))?;
-    let file = at_dir(dirfd, &path[..len], |at| vfs::open(at, &path[..len], flags, mode as u32 & 0o7777))?;
+    let file = at_dir(dirfd, &path, |at| vfs::open(at, &path, flags, mode as u32 & 0o7777))?;
     Ok(slot.install(file) as usize)
 }
 
@@ -252,8 +252,8 @@ fn put_stat(at: usize, s: &Kstat) -> SysResult {
 }
 
 fn stat_path(dirfd: i32, path_at: usize, follow: bool) -> Result<Kstat, Errno> {
-    let (path, len) = read_path(path_at)?;
-    at_dir(dirfd, &path[..len], |at| vfs::stat(at, &path[..len], follow))
+    let path = read_path(path_at)?;
+    at_dir(dirfd, &path, |at| vfs::stat(at, &path, follow))
 }
 
 pub fn stat(regs: &mut PtRegs) -> SysResult {
@@ -439,8 +439,8 @@ pub fn faccessat(regs: &mut PtRegs) -> SysResult {
 
 fn do_access(dirfd: i32, path_at: usize, mode: usize) -> SysResult {
     let mode = AccessMode::from_bits(mode as u32).ok_or(Errno::EINVAL)?;
-    let (path, len) = read_path(path_at)?;
-    at_dir(dirfd, &path[..len], |at| vfs::access(at, &path[..len], mode, true))?;
+    let path = read_path(path_at)?;
+    at_dir(dirfd, &path, |at| vfs::access(at, &path, mode, true))?;
     Ok(0)
 }
 
@@ -457,14 +457,14 @@ pub fn getcwd(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn chdir(regs: &mut PtRegs) -> SysResult {
-    let (path, len) = read_path(regs.arg::<0>())?;
-    at_dir(AT_FDCWD, &path[..len], |at| vfs::chdir(at, &path[..len]))?;
+    let path = read_path(regs.arg::<0>())?;
+    at_dir(AT_FDCWD, &path, |at| vfs::chdir(at, &path))?;
     Ok(0)
 }
 
 fn do_mkdir(dirfd: i32, path_at: usize, mode: usize) -> SysResult {
-    let (path, len) = read_path(path_at)?;
-    at_dir(dirfd, &path[..len], |at| vfs::mkdir(at, &path[..len], mode as u32 & 0o7777))?;
+    let path = read_path(path_at)?;
+    at_dir(dirfd, &path, |at| vfs::mkdir(at, &path, mode as u32 & 0o7777))?;
     Ok(0)
 }
 
@@ -477,8 +477,8 @@ pub fn mkdirat(regs: &mut PtRegs) -> SysResult {
 }
 
 fn do_unlink(dirfd: i32, path_at: usize, dir: bool) -> SysResult {
-    let (path, len) = read_path(path_at)?;
-    at_dir(dirfd, &path[..len], |at| if dir { vfs::rmdir(at, &path[..len]) } else { vfs::unlink(at, &path[..len]) })?;
+    let path = read_path(path_at)?;
+    at_dir(dirfd, &path, |at| if dir { vfs::rmdir(at, &path) } else { vfs::unlink(at, &path) })?;
     Ok(0)
 }
 
@@ -498,9 +498,9 @@ fn do_readlink(dirfd: i32, path_at: usize, at: usize, len: usize) -> SysResult {
     if len as isize <= 0 {
         return Err(Errno::EINVAL);
     }
-    let (path, path_len) = read_path(path_at)?;
+    let path = read_path(path_at)?;
     let mut out = UserOut::new(at, len)?;
-    at_dir(dirfd, &path[..path_len], |base| vfs::readlink(base, &path[..path_len], &mut out))
+    at_dir(dirfd, &path, |base| vfs::readlink(base, &path, &mut out))
 }
 
 pub fn readlink(regs: &mut PtRegs) -> SysResult {

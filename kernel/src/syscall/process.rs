@@ -100,14 +100,39 @@ pub fn clone3(regs: &mut PtRegs) -> SysResult {
     Ok(process::kernel_clone(&args, regs, &at)? as usize)
 }
 
-/// A path from user memory, on the heap.
-pub fn read_path(at: usize) -> Result<(KBox<[u8; PATH_MAX]>, usize), Errno> {
-    let mut buf = KBox::new([0u8; PATH_MAX])?;
-    match strncpy_from_user(&mut *buf, at)? {
-        None => Err(Errno::ENAMETOOLONG),
-        Some(0) => Err(Errno::ENOENT),
-        Some(len) => Ok((buf, len)),
+/// Bytes of a path that need no allocation.
+const PATH_SHORT: usize = 64;
+
+/// A path from user memory: on the stack if short, else on the heap.
+pub struct UserPath {
+    short: [u8; PATH_SHORT],
+    long: Option<KBox<[u8; PATH_MAX]>>,
+    len: usize,
+}
+
+impl core::ops::Deref for UserPath {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match &self.long {
+            None => &self.short[..self.len],
+            Some(long) => &long[..self.len],
+        }
     }
+}
+
+/// A path from user memory. EFAULT, ENAMETOOLONG, ENOENT (empty), ENOMEM.
+pub fn read_path(at: usize) -> Result<UserPath, Errno> {
+    let mut path = UserPath { short: [0; PATH_SHORT], long: None, len: 0 };
+    path.len = match strncpy_from_user(&mut path.short, at)? {
+        Some(0) => return Err(Errno::ENOENT),
+        Some(len) => len,
+        None => {
+            let long = path.long.insert(KBox::new([0u8; PATH_MAX])?);
+            strncpy_from_user(&mut **long, at)?.ok_or(Errno::ENAMETOOLONG)?
+        }
+    };
+    Ok(path)
 }
 
 /// One vector of strings; `push` gets each.
@@ -138,14 +163,14 @@ fn read_strings(
 }
 
 pub fn execve(regs: &mut PtRegs) -> SysResult {
-    let (path, len) = read_path(regs.arg::<0>())?;
+    let path = read_path(regs.arg::<0>())?;
     let mut args = ExecArgs::new();
     read_strings(regs.arg::<1>(), &mut args, ExecArgs::push_arg)?;
     if args.argc() == 0 {
         args.push_arg(b"")?; // Linux gives a program without arguments an empty one
     }
     read_strings(regs.arg::<2>(), &mut args, ExecArgs::push_env)?;
-    process::kernel_execve(&path[..len], args)?;
+    process::kernel_execve(&path, args)?;
     Ok(regs.rax as usize)
 }
 

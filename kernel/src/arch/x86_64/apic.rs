@@ -66,7 +66,9 @@ fn write(register: u32, value: u32) {
 
 /// Enables the APIC of the running CPU.
 pub fn init_cpu() {
-    let has_x2apic = core::arch::x86_64::__cpuid(1).ecx & (1 << 21) != 0;
+    // Under -icount QEMU can only count instructions up to a device access that goes through memory.
+    let by_memory = crate::params::get().mode == crate::params::ModeWord::Icount;
+    let has_x2apic = core::arch::x86_64::__cpuid(1).ecx & (1 << 21) != 0 && !by_memory;
     let mut base = Msr::new(APIC_BASE);
     // SAFETY: enabling the APIC, in x2APIC mode only where CPUID has it.
     unsafe {

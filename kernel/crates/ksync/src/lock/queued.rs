@@ -75,7 +75,7 @@ fn encode_tail(cpu: usize, index: u32) -> u32 {
 #[inline]
 fn node_of(tail: u32) -> &'static QueuedNode {
     let cpu = (tail >> CPU_SHIFT) as usize - 1;
-    let index = (tail & TAIL_MASK) >> INDEX_SHIFT & (1 << (CPU_SHIFT - INDEX_SHIFT)) - 1;
+    let index = (tail >> INDEX_SHIFT) & ((1 << (CPU_SHIFT - INDEX_SHIFT)) - 1);
     &arch::cpu_head(cpu).queued_nodes[index as usize]
 }
 
