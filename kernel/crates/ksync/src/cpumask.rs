@@ -1,4 +1,7 @@
 //! A bitmap with one atomic bit per possible CPU.
+//!
+//! Each bit is set and cleared by one locked instruction, a full barrier, so a mask can stand in a protocol ("I set my
+//! bit, then I look"). Nothing is promised about a mask as a whole: a walk reads word after word.
 use crate::NR_CPUS;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
@@ -125,5 +128,58 @@ impl Iterator for Iter<'_> {
         let bit = self.bits.trailing_zeros() as usize;
         self.bits &= self.bits - 1;
         Some(self.word * 64 + bit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::vec::Vec;
+
+    /// A small generator, so that the crate needs no other.
+    fn next(state: &mut u64) -> usize {
+        *state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (*state >> 33) as usize
+    }
+
+    #[test]
+    fn agrees_with_a_set() {
+        let (mask, mut model, mut state) = (CpuMask::new(), BTreeSet::new(), 42);
+        for step in 0..5000 {
+            let cpu = next(&mut state) % NR_CPUS;
+            match next(&mut state) % 5 {
+                0 => {
+                    mask.set(cpu);
+                    model.insert(cpu);
+                }
+                1 => {
+                    mask.clear(cpu);
+                    model.remove(&cpu);
+                }
+                2 => assert_eq!(mask.test_and_set(cpu), !model.insert(cpu)),
+                3 => assert_eq!(mask.test_and_clear(cpu), model.remove(&cpu)),
+                _ => assert_eq!(mask.test(cpu), model.contains(&cpu)),
+            }
+            if step % 50 == 0 {
+                assert!(mask.iter().eq(model.iter().copied()));
+                assert_eq!(mask.weight(), model.len());
+                assert_eq!(mask.first(), model.first().copied());
+                assert_eq!(mask.is_empty(), model.is_empty());
+            }
+        }
+        let copy = mask.clone();
+        let other = CpuMask::new();
+        other.set(NR_CPUS - 1);
+        other.or_with(&copy);
+        model.insert(NR_CPUS - 1);
+        assert_eq!(
+            other.iter().collect::<Vec<_>>(),
+            model.into_iter().collect::<Vec<_>>()
+        );
+        other.clear_all();
+        assert!(other.is_empty() && other.iter().next().is_none());
     }
 }

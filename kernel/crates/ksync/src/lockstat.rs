@@ -55,12 +55,11 @@ pub struct Counters {
 impl Counters {
     /// All zero.
     pub const fn new() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
         Counters {
-            acquisitions: ZERO,
-            contended: ZERO,
-            wait_cycles: ZERO,
-            hold_cycles: ZERO,
+            acquisitions: AtomicU64::new(0),
+            contended: AtomicU64::new(0),
+            wait_cycles: AtomicU64::new(0),
+            hold_cycles: AtomicU64::new(0),
         }
     }
 }

@@ -85,6 +85,12 @@ impl Waiters {
         self.last = waiter;
     }
 
+    fn len(&self) -> usize {
+        // SAFETY: listed waiters live.
+        let next = |w: *const Waiter| unsafe { w.as_ref() }.map(|w| w.next.get());
+        core::iter::successors(next(self.first), |&w| next(w)).count()
+    }
+
     /// The run of waiters that may go together: a writer alone, or the readers before the first writer.
     /// Returns its length and the waiter after it.
     fn first_run(&self) -> (usize, *const Waiter) {
@@ -138,7 +144,10 @@ impl RawRwSem {
         if arch::nr_cpu_ids() == 1 {
             return false;
         }
-        for _ in 0..SPINS {
+        for looks in 0..SPINS {
+            if looks != 0 {
+                arch::cpu_relax();
+            }
             let word = self.word.load(Relaxed);
             if word & FAIR != 0 {
                 return false;
@@ -151,7 +160,6 @@ impl RawRwSem {
             {
                 return true;
             }
-            arch::cpu_relax();
         }
         false
     }
@@ -364,6 +372,11 @@ impl<T: ?Sized> RwSem<T> {
     /// The value, without locking: the borrow proves that nobody holds it.
     pub fn get_mut(&mut self) -> &mut T {
         self.data.get_mut()
+    }
+
+    /// How many threads sleep for it, at this moment; for reports and tests. Walks their list.
+    pub fn nr_waiters(&self) -> usize {
+        self.raw.waiters.lock().len()
     }
 
     /// Whether somebody holds it; a hint, for assertions.

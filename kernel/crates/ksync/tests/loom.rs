@@ -236,14 +236,14 @@ mod sleeping {
         mutex_that_forgets_its_waiters,
         RwSemForgetWaiters,
         DEADLOCK,
-        mutex(2, 1, 2)
+        mutex(2, 1, 3)
     );
 
     catches!(
         mutex_whose_waiter_does_not_look_again,
         RwSemNoRecheck,
         DEADLOCK,
-        mutex(2, 1, 2)
+        mutex(2, 1, 3)
     );
 
     fn rwsem(readers: usize, writers: usize, preemptions: usize) {
@@ -273,7 +273,7 @@ mod sleeping {
         rwsem_whose_waiter_does_not_look_again,
         RwSemNoRecheck,
         DEADLOCK,
-        rwsem(1, 1, 2)
+        rwsem(1, 1, 3)
     );
 
     #[test]

@@ -191,12 +191,11 @@ fn rwsem_serves_in_order_of_arrival() {
     let sem = Arc::new(RwSem::new(Vec::new(), &CLASS));
     let order = |n: usize, writes: bool, sem: &Arc<RwSem<Vec<usize>>>| {
         let sem = sem.clone();
-        let started = Arc::new(AtomicBool::new(false));
+        let queued = sem.nr_waiters();
         let handle = {
-            let started = started.clone();
+            let sem = sem.clone();
             thread::spawn(move || {
                 arch::host::set_cpu(n);
-                started.store(true, SeqCst);
                 if writes {
                     sem.write().push(n);
                 } else {
@@ -204,11 +203,9 @@ fn rwsem_serves_in_order_of_arrival() {
                 }
             })
         };
-        while !started.load(SeqCst) {
+        while sem.nr_waiters() == queued {
             thread::yield_now();
         }
-        // Give it time to queue.
-        thread::sleep(std::time::Duration::from_millis(20));
         handle
     };
     let g = sem.write();
@@ -474,6 +471,65 @@ mod rcu {
             }
         });
         drop(unsafe { Box::from_raw(slot.load(SeqCst)) });
+    }
+
+    /// CPUs of different leaves, one CPU's callbacks seen from the others.
+    #[test]
+    fn grace_periods_span_leaves() {
+        static FREED: AtomicUsize = AtomicUsize::new(0);
+        let slots: Vec<AtomicPtr<Object>> =
+            (0..THREADS).map(|_| AtomicPtr::new(null_mut())).collect();
+        on_threads(THREADS, |i| {
+            arch::host::set_cpu(100 + 37 * i);
+            for round in 0..ROUNDS / 4 {
+                publish(&slots[i], &FREED);
+                for slot in &slots {
+                    let _guard = rcu::read_lock();
+                    if let Some(object) = unsafe { slot.load(SeqCst).as_ref() } {
+                        thread::yield_now();
+                        assert_eq!(object.alive.load(SeqCst), ALIVE);
+                    }
+                }
+                if round % 16 == i {
+                    rcu::process_callbacks();
+                }
+            }
+        });
+        rcu::barrier();
+        assert_eq!(FREED.load(SeqCst), THREADS * (ROUNDS / 4 - 1));
+        for slot in slots {
+            drop(unsafe { Box::from_raw(slot.load(SeqCst)) });
+        }
+    }
+
+    #[test]
+    fn a_holdout_is_named() {
+        static HEAD: RcuHead = RcuHead::new();
+        unsafe fn nothing(_: NonNull<RcuHead>) {}
+        let release = AtomicBool::new(false);
+        on_threads(2, |i| {
+            if i == 0 {
+                arch::host::set_cpu(200);
+                let _guard = rcu::read_lock();
+                while !release.load(SeqCst) {
+                    thread::yield_now();
+                }
+            } else {
+                arch::host::set_cpu(201);
+                unsafe { rcu::call(NonNull::from(&HEAD), nothing) };
+                let mut named = false;
+                while !named {
+                    // Until the other thread is in its reader, and a grace period waits for it.
+                    rcu::process_callbacks();
+                    rcu::for_each_holdout(|cpu| named |= cpu == 200);
+                    if !named && !rcu::needs_cpu() {
+                        unsafe { rcu::call(NonNull::from(&HEAD), nothing) };
+                    }
+                }
+                release.store(true, SeqCst);
+                rcu::barrier();
+            }
+        });
     }
 
     #[test]

@@ -17,9 +17,10 @@
 //!                     └─ grace period ────────┘
 //! ```
 //!
-//! [`tree`] tracks who must still be quiescent, [`cblist`] holds the callbacks of a CPU, this file joins them. A CPU
-//! does its work when the scheduler says so ([`note_context_switch`]): if neither the grace period has moved nor a
-//! enough callbacks been queued since it last looked, that is three loads and a compare.
+//! `tree` tracks who must still be quiescent, `layout` says who reports where, `cblist` holds the callbacks of a CPU, and
+//! `cpu` is what a CPU does with both. A CPU
+//! does its work when the scheduler says so ([`note_context_switch`]): if neither the grace period has moved nor
+//! enough callbacks have been queued since it last looked, that is three loads and a compare.
 //!
 //! What the kernel must call, on the CPU concerned:
 //!
@@ -37,23 +38,26 @@
 //! None: the machinery is atomics, so `call` may be used under any lock, in any context.
 //!
 //! # Invariants
-//! - INV-RCU-1 to 4: see [`tree`]. INV-CBL-1, 2: see [`cblist`].
+//! - INV-RCU-1 to 4: see `tree`. INV-CBL-1, 2: see `cblist`.
 //! - INV-RCU-5: a CPU's list is touched only by that CPU with IRQs off.
 //! - INV-RCU-6: `seen` is never ahead of the leaf's `seq`, so making it smaller makes them differ for good.
 mod cblist;
+mod cpu;
+mod layout;
 mod seq;
 mod tree;
 
+pub(crate) use cpu::RcuCpu;
+
 use crate::arch;
-use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
-use crate::sync::{const_unless_loom, planted};
-use crate::{Completion, CpuMask, LockClass, Mutex, NR_CPUS};
-use cblist::{CbList, Segment};
+use crate::sync::atomic::{AtomicUsize, Ordering::*};
+use crate::sync::const_unless_loom;
+use crate::{Completion, CpuMask, LockClass, Mutex};
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
-use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32};
-use tree::{LEAF_CPUS, Leaf, MAX_LEAVES, Place, Tree};
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicU32;
+use tree::Tree;
 
 /// Callbacks run in one go with preemption off.
 const BATCH: usize = 32;
@@ -85,32 +89,6 @@ impl RcuHead {
         }
     }
 }
-
-/// A CPU's part: in its [`CpuHead`], so in its node's memory. All zero bytes, then [`place`](Self::place), are valid.
-#[repr(C, align(64))]
-pub(crate) struct RcuCpu {
-    /// This CPU's leaf; its first field is the sequence number compared below.
-    leaf: AtomicPtr<Leaf>,
-    /// The leaf's `seq` at the last check, or less if a callback was queued since.
-    seen: core::sync::atomic::AtomicU64,
-    place_leaf: AtomicU16,
-    place_bit: AtomicU16,
-    /// The BUSY bit is set. Zero, idle, at first.
-    busy: AtomicBool,
-    /// DONE is not empty.
-    ready: AtomicBool,
-    /// [`barrier`] wants a callback of its own behind those that are queued.
-    barrier_wanted: AtomicBool,
-    barrier_head: RcuHead,
-    /// Callbacks queued and not yet run. Written by this CPU, read by `barrier`.
-    nr_callbacks: AtomicUsize,
-    list: UnsafeCell<CbList>,
-}
-
-// SAFETY: INV-RCU-5; everything else is atomic.
-unsafe impl Sync for RcuCpu {}
-// SAFETY: as above.
-unsafe impl Send for RcuCpu {}
 
 /// What all CPUs share.
 struct Global {
@@ -147,11 +125,6 @@ loom::lazy_static! {
 static ONLINE: CpuMask = CpuMask::new();
 static NR_ONLINE: AtomicU32 = AtomicU32::new(0);
 
-/// Where each CPU reports, as `init` laid it out: leaf * LEAF_CPUS + bit; UNPLACED: by its number.
-static PLACES: [AtomicU16; NR_CPUS] = [const { AtomicU16::new(UNPLACED) }; NR_CPUS];
-const UNPLACED: u16 = u16::MAX;
-const _: () = assert!(MAX_LEAVES * LEAF_CPUS < UNPLACED as usize);
-
 /// A read-side critical section: preemption is off while it lives.
 #[must_use]
 pub struct RcuGuard(PhantomData<*mut ()>);
@@ -178,14 +151,8 @@ impl Drop for RcuGuard {
 #[inline]
 pub unsafe fn call(head: NonNull<RcuHead>, f: RcuCallback) {
     let flags = arch::local_irq_save();
-    let rc = &arch::this_cpu_head().rcu;
-    // SAFETY: INV-RCU-5: this CPU, IRQs off; the head is ours by the caller's promise.
-    unsafe { (*rc.list.get()).push(head, f) };
-    let nr = rc.nr_callbacks.load(Relaxed) + 1;
-    rc.nr_callbacks.store(nr, Relaxed);
-    if nr.is_multiple_of(LAZY) {
-        rc.look_again();
-    }
+    // SAFETY: this CPU, IRQs off; the head is ours by the caller's promise.
+    unsafe { arch::this_cpu_head().rcu.push(head, f) };
     arch::local_irq_restore(flags);
 }
 
@@ -233,11 +200,10 @@ pub fn barrier() {
     GLOBAL.barrier_count.store(1, Relaxed);
     for cpu in cpus() {
         let rc = &arch::cpu_head(cpu).rcu;
-        if rc.nr_callbacks.load(Acquire) != 0 {
+        if rc.nr_callbacks() != 0 {
             GLOBAL.barrier_count.fetch_add(1, Relaxed);
-            // SAFETY: the head is free: the barrier that used it before has waited for it.
-            unsafe { *rc.barrier_head.func.get() = Some(done) };
-            rc.barrier_wanted.store(true, Release);
+            // SAFETY: one barrier at a time, and the one before has waited for its callbacks.
+            unsafe { rc.want_barrier(done) };
         }
     }
     // Every CPU looks when a grace period starts; those asleep with callbacks are kicked when it ends.
@@ -255,74 +221,13 @@ fn barrier_part_done() {
 /// Lays out the tree: leaves hold CPUs of one node. Boot CPU, once, after `set_nr_cpu_ids`, `set_nr_node_ids` and
 /// `set_cpu_node`, before any `cpu_online`.
 pub fn init() {
-    lay_out(
-        arch::nr_cpu_ids(),
-        arch::nr_node_ids(),
-        arch::cpu_to_node,
-        |cpu, place| {
-            PLACES[cpu].store((place.leaf * LEAF_CPUS) as u16 + place.bit as u16, Relaxed);
-        },
-    );
-}
-
-/// Calls `f` with a place for every CPU: leaves by node if there are enough of them, else by number.
-fn lay_out(
-    nr_cpus: usize,
-    nr_nodes: usize,
-    node_of: impl Fn(usize) -> usize,
-    f: impl Fn(usize, Place),
-) {
-    let per_leaf = if cfg!(loom) {
-        nr_cpus.div_ceil(MAX_LEAVES)
-    } else {
-        LEAF_CPUS
-    };
-    let nodes = 0..nr_nodes;
-    let nr_leaves: usize = nodes
-        .clone()
-        .map(|node| {
-            (0..nr_cpus)
-                .filter(|&cpu| node_of(cpu) == node)
-                .count()
-                .div_ceil(per_leaf)
-        })
-        .sum();
-    if nr_leaves > MAX_LEAVES {
-        for cpu in 0..nr_cpus {
-            f(
-                cpu,
-                Place {
-                    leaf: cpu / per_leaf,
-                    bit: (cpu % per_leaf) as u32,
-                },
-            );
-        }
-        return;
-    }
-    let mut first_leaf = 0;
-    for node in nodes {
-        let mut nr = 0;
-        for cpu in (0..nr_cpus).filter(|&cpu| node_of(cpu) == node) {
-            f(
-                cpu,
-                Place {
-                    leaf: first_leaf + nr / per_leaf,
-                    bit: (nr % per_leaf) as u32,
-                },
-            );
-            nr += 1;
-        }
-        first_leaf += nr.div_ceil(per_leaf);
-    }
+    layout::init();
 }
 
 /// This CPU starts to take readers and callbacks. On its own final head, preemption off.
 pub fn cpu_online() {
     let cpu = arch::smp_processor_id();
-    let rc = &arch::this_cpu_head().rcu;
-    rc.place(cpu);
-    debug_assert!(!rc.busy.load(Relaxed), "cpu_online twice");
-    rc.leave_idle();
+    arch::this_cpu_head().rcu.online(cpu);
     ONLINE.set(cpu);
     NR_ONLINE.fetch_add(1, Relaxed);
 }
@@ -356,36 +261,13 @@ pub fn tick(quiescent: bool) {
 /// needs no tick.
 #[must_use]
 pub fn idle_enter() -> bool {
-    let rc = &arch::this_cpu_head().rcu;
-    if rc.has_work_or_callbacks() {
-        rc.check();
-    }
-    if rc.ready.load(Relaxed) {
-        return false;
-    }
-    let flags = arch::local_irq_save();
-    // SAFETY: INV-RCU-5.
-    let earliest = unsafe { (*rc.list.get()).earliest() };
-    arch::local_irq_restore(flags);
-    rc.enter_idle(earliest.is_some());
-    // Either who ends the grace period sees our SLEEP bit, or we see here that it has ended.
-    if earliest.is_some_and(|stamp| seq::reached(GLOBAL.tree.snapshot(), stamp))
-        && !planted!(RcuSleepUnseen)
-    {
-        rc.leave_idle();
-        rc.check();
-        return false;
-    }
-    true
+    arch::this_cpu_head().rcu.try_idle()
 }
 
 /// This CPU is not idle any more; does nothing if it is not. Preemption off.
 #[inline]
 pub fn idle_exit() {
-    let rc = &arch::this_cpu_head().rcu;
-    if !rc.busy.load(Relaxed) {
-        rc.leave_idle();
-    }
+    arch::this_cpu_head().rcu.leave_idle_if_idle();
 }
 
 /// An interrupt came, perhaps while idle; its handler may take readers. IRQs off. (The idle loop goes idle again by
@@ -398,13 +280,13 @@ pub fn irq_enter() {
 /// Whether this CPU has callbacks queued.
 #[inline]
 pub fn needs_cpu() -> bool {
-    arch::this_cpu_head().rcu.nr_callbacks.load(Relaxed) != 0
+    arch::this_cpu_head().rcu.nr_callbacks() != 0
 }
 
 /// Whether this CPU has callbacks to run now.
 #[inline(always)]
 pub fn callbacks_ready() -> bool {
-    arch::this_cpu_head().rcu.ready.load(Relaxed)
+    arch::this_cpu_head().rcu.is_ready()
 }
 
 /// Runs this CPU's callbacks whose grace period has ended, in batches with preemption off; between batches the
@@ -427,6 +309,11 @@ pub fn process_callbacks() -> usize {
     }
 }
 
+/// Calls `f` for every CPU that the current grace period, if any, still waits for: for a watchdog. Any context.
+pub fn for_each_holdout(f: impl FnMut(usize)) {
+    GLOBAL.tree.for_each_holdout(f);
+}
+
 /// Asserts what must hold while nothing is under way. For tests.
 #[doc(hidden)]
 pub fn check_quiet() {
@@ -437,7 +324,7 @@ pub fn check_quiet() {
 #[cfg(all(not(target_os = "none"), not(loom)))]
 pub fn host_poll() {
     for cpu in cpus() {
-        if arch::cpu_head(cpu).rcu.nr_callbacks.load(Acquire) != 0 {
+        if arch::cpu_head(cpu).rcu.nr_callbacks() != 0 {
             arch::host::run_on(cpu, process_callbacks);
         }
     }
@@ -481,155 +368,5 @@ fn cpus() -> impl Iterator<Item = usize> {
     #[cfg(any(target_os = "none", loom))]
     return ONLINE.iter();
     #[cfg(not(any(target_os = "none", loom)))]
-    return 0..NR_CPUS;
-}
-
-impl RcuCpu {
-    const_unless_loom! {
-        pub(crate) fn new() -> Self {
-            RcuCpu {
-                leaf: AtomicPtr::new(ptr::null_mut()),
-                seen: core::sync::atomic::AtomicU64::new(0),
-                place_leaf: AtomicU16::new(0),
-                place_bit: AtomicU16::new(0),
-                busy: AtomicBool::new(false),
-                ready: AtomicBool::new(false),
-                barrier_wanted: AtomicBool::new(false),
-                barrier_head: RcuHead::new(),
-                nr_callbacks: AtomicUsize::new(0),
-                list: UnsafeCell::new(CbList::new()),
-            }
-        }
-    }
-
-    /// Gives this CPU its place in the tree.
-    pub(crate) fn place(&self, cpu: usize) {
-        let at = match PLACES[cpu].load(Relaxed) {
-            UNPLACED => cpu,
-            at => at as usize,
-        };
-        let place = Place {
-            leaf: at / LEAF_CPUS,
-            bit: (at % LEAF_CPUS) as u32,
-        };
-        GLOBAL.tree.assign(cpu, place);
-        let leaf = GLOBAL.tree.leaf(place);
-        self.place_leaf.store(place.leaf as u16, Relaxed);
-        self.place_bit.store(place.bit as u16, Relaxed);
-        self.seen
-            .store(leaf.seq.load(Relaxed).wrapping_sub(1), Relaxed);
-        self.leaf.store(ptr::from_ref(leaf).cast_mut(), Release);
-    }
-
-    fn my_place(&self) -> Place {
-        Place {
-            leaf: self.place_leaf.load(Relaxed) as usize,
-            bit: self.place_bit.load(Relaxed) as u32,
-        }
-    }
-
-    #[inline(always)]
-    fn leaf_seq(&self) -> &'static AtomicU64 {
-        let leaf = self.leaf.load(Relaxed);
-        debug_assert!(!leaf.is_null(), "RCU used before cpu_online");
-        // SAFETY: `place` stored a leaf of the global tree.
-        unsafe { &(*leaf).seq }
-    }
-
-    /// Whether the grace period moved or a callback was queued since the last check.
-    #[inline(always)]
-    fn has_work(&self) -> bool {
-        self.leaf_seq().load(Acquire) != self.seen.load(Relaxed)
-    }
-
-    /// As `has_work`, for whoever need not be lazy.
-    #[inline(always)]
-    fn has_work_or_callbacks(&self) -> bool {
-        self.nr_callbacks.load(Relaxed) != 0 || self.has_work()
-    }
-
-    /// Makes the next `has_work` true (INV-RCU-6).
-    #[inline(always)]
-    fn look_again(&self) {
-        self.seen
-            .store(self.seen.load(Relaxed).wrapping_sub(1), Relaxed);
-    }
-
-    fn leave_idle(&self) {
-        if self.leaf.load(Relaxed).is_null() {
-            // An interrupt before `cpu_online`: nobody relies on readers here yet.
-            return;
-        }
-        GLOBAL.tree.idle_exit(self.my_place());
-        self.busy.store(true, Relaxed);
-    }
-
-    fn enter_idle(&self, sleeps: bool) {
-        self.busy.store(false, Relaxed);
-        GLOBAL.tree.idle_enter(self.my_place(), sleeps);
-    }
-
-    /// This CPU is quiescent: reports that, moves callbacks on, asks for grace periods. Preemption off.
-    #[cold]
-    #[inline(never)]
-    fn check(&self) {
-        let flags = arch::local_irq_save();
-        // What we ask for may start, and end, at once: then look again. More rounds are the next check's.
-        for _ in 0..3 {
-            let seq = self.leaf_seq().load(Acquire);
-            GLOBAL.tree.report(self.my_place());
-            // SAFETY: INV-RCU-5: this CPU, IRQs off.
-            let list = unsafe { &mut *self.list.get() };
-            if self.barrier_wanted.load(Relaxed) && self.barrier_wanted.swap(false, Acquire) {
-                self.queue_barrier(list);
-            }
-            let waits_for = list.advance(GLOBAL.tree.snapshot());
-            self.ready.store(!list.done.is_empty(), Relaxed);
-            self.seen.store(seq, Relaxed);
-            if let Some(stamp) = waits_for {
-                GLOBAL.tree.request(stamp);
-            }
-            if !self.has_work() {
-                break;
-            }
-        }
-        arch::local_irq_restore(flags);
-    }
-
-    fn queue_barrier(&self, list: &mut CbList) {
-        // SAFETY: `barrier` set the function, and leaves the head alone until it has run.
-        unsafe {
-            list.push(
-                NonNull::from(&self.barrier_head),
-                (*self.barrier_head.func.get()).unwrap_unchecked(),
-            )
-        };
-        self.nr_callbacks
-            .store(self.nr_callbacks.load(Relaxed) + 1, Relaxed);
-    }
-
-    /// Runs up to BATCH callbacks. Preemption off, IRQs on.
-    fn run_batch(&self) -> usize {
-        let flags = arch::local_irq_save();
-        // SAFETY: INV-RCU-5.
-        let mut batch = unsafe { core::mem::replace(&mut (*self.list.get()).done, Segment::new()) };
-        arch::local_irq_restore(flags);
-        let mut nr = 0;
-        while nr < BATCH
-            && let Some((head, f)) = batch.pop()
-        {
-            // SAFETY: the contract of `call`; the grace period is over.
-            unsafe { f(head) };
-            nr += 1;
-        }
-        let flags = arch::local_irq_save();
-        // SAFETY: INV-RCU-5.
-        let list = unsafe { &mut *self.list.get() };
-        batch.prepend_to(&mut list.done);
-        self.ready.store(!list.done.is_empty(), Relaxed);
-        self.nr_callbacks
-            .store(self.nr_callbacks.load(Relaxed) - nr, Release);
-        arch::local_irq_restore(flags);
-        nr
-    }
+    return 0..crate::NR_CPUS;
 }

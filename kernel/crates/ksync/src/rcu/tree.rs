@@ -267,6 +267,18 @@ impl Tree {
         idle_leaves != 0 && self.leaves_done(idle_leaves)
     }
 
+    /// Calls `f` for every CPU the current grace period still waits for. A glimpse, for diagnosis.
+    pub(super) fn for_each_holdout(&self, mut f: impl FnMut(usize)) {
+        for leaf in self.leaves() {
+            let need = (leaf.word.load(Relaxed) & NEED) >> NEED_SHIFT;
+            for (bit, cpu) in leaf.cpus.iter().enumerate() {
+                if need >> bit & 1 != 0 {
+                    f(cpu.load(Relaxed) as usize);
+                }
+            }
+        }
+    }
+
     /// Nothing is under way and nobody is waited for. For tests, while no CPU is inside RCU.
     pub(super) fn check_quiet(&self) {
         let gp = self.gp.load(Acquire);
