@@ -17,7 +17,7 @@ pub fn off(status: i32) -> ! {
 
 /// The init of some pid namespace ends; the machine's own takes everything with it.
 pub fn init_died(task: &Task, status: i32) {
-    if task.pid.level() == 0 && task.process.tgid() == 1 {
+    if task.pid().level() == 0 && task.process.tgid() == 1 {
         let code = if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) };
         if status & 0x7f != 0 {
             println!("init was killed by signal {}", status & 0x7f);

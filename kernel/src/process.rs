@@ -46,7 +46,7 @@ pub fn kernel_clone(args: &CloneArgs, regs: &PtRegs, at: &CloneRegs) -> Result<i
         child.arch.fs_base.store(at.tls, Relaxed);
     }
     phases::end(Phase::TaskSetup, timer);
-    let tid = task::pids::nr_in(&child.pid, &cur.pid);
+    let tid = task::pids::nr_in(child.pid(), cur.pid());
     if args.flags & clone::PARENT_SETTID != 0 {
         // Linux ignores a bad address here too.
         let _ = uaccess::put_user(at.parent_tid, &(tid as u32));
@@ -235,7 +235,7 @@ fn kill_other_threads(task: &Task) -> Result<(), Errno> {
     if !task.process.is_multithreaded() {
         return Ok(());
     }
-    task::exit::end_other_threads(task).map_err(Errno::from)
+    task::exit::end_other_threads(&current()).map_err(Errno::from)
 }
 
 fn clear_child_tid(task: &Task) {

@@ -492,13 +492,6 @@ pub fn enforce_affinity(task: &KArc<Task>) {
     }
 }
 
-/// Ends the running process with a signal from a place where the ordinary way is not open.
-pub fn exit_current_with_signal(signo: u32) -> ! {
-    x86_64::instructions::interrupts::enable();
-    current_ref().process.lock.lock().start_group_exit(signo as i32);
-    crate::process::do_exit(signo as i32)
-}
-
 /// Gives up the CPU if another thread waits for it.
 pub fn yield_now() {
     schedule();

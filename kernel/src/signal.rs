@@ -28,7 +28,6 @@ pub const BUS_ADRERR: i32 = 2;
 pub const FPE_INTDIV: i32 = 1;
 pub const FPE_FLTINV: i32 = 7;
 pub const ILL_ILLOPN: i32 = 2;
-pub const TRAP_BRKPT: i32 = 1;
 pub const TRAP_TRACE: i32 = 2;
 
 const SS_ONSTACK: i32 = 1;
@@ -207,10 +206,10 @@ fn handle(regs: &mut PtRegs, info: &SigInfo, action: &SigAction) -> Result<(), E
         gs: 0,
         fs: 0,
         ss: gdt::USER_SS,
-        err: 0,
-        trapno: 0,
+        err: task.arch.trap_error.load(Relaxed) as u64,
+        trapno: task.arch.trap_nr.load(Relaxed) as u64,
         oldmask: mask,
-        cr2: if info.signo == signal::SIGSEGV { info.value } else { 0 },
+        cr2: task.arch.trap_address.load(Relaxed) as u64,
         fpstate,
         reserved: [0; 8],
         mask,
@@ -221,7 +220,7 @@ fn handle(regs: &mut PtRegs, info: &SigInfo, action: &SigAction) -> Result<(), E
     let own = if action.flags & sa::NODEFER == 0 { signal::bit(info.signo) } else { 0 };
     signal::set_blocked(task, task.blocked.load(Relaxed) | action.mask | own);
     regs.rsp = frame_at;
-    regs.rip = action.handler as u64;
+    regs.rip = action.handler.min(uaccess::TASK_SIZE) as u64; // INV-ENTRY-4
     regs.rdi = info.signo as u64;
     regs.rsi = frame_at + core::mem::offset_of!(Frame, info) as u64;
     regs.rdx = frame_at + core::mem::offset_of!(Frame, uc_flags) as u64;
@@ -305,14 +304,11 @@ pub fn sigreturn(regs: &mut PtRegs) -> Result<(), Efault> {
         rsi: frame.rsi,
         rdi: frame.rdi,
         orig_rax: NO_SYSCALL,
-        rip: frame.rip,
+        rip: frame.rip.min(uaccess::TASK_SIZE as u64), // INV-ENTRY-4
         cs: gdt::USER_CS as u64,
         rflags: regs.rflags & !USER_RFLAGS | frame.rflags & USER_RFLAGS | 1 << 9,
         rsp: frame.rsp,
         ss: gdt::USER_SS as u64,
     };
-    if frame.rip as usize >= uaccess::TASK_SIZE {
-        return Err(Efault); // a non-canonical address must not reach iretq
-    }
     Ok(())
 }

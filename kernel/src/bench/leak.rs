@@ -53,7 +53,7 @@ impl Snapshot {
             }
         });
         self.stacks = kstack::counts().0 as u64;
-        self.pids = sched::current_ref().pid.ns().nr_pids() as u64;
+        self.pids = sched::current_ref().pid().ns().nr_pids() as u64;
     }
 
     /// What differs in `after`.

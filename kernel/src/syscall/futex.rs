@@ -175,7 +175,7 @@ pub fn set_robust_list(regs: &mut PtRegs) -> SysResult {
 pub fn get_robust_list(regs: &mut PtRegs) -> SysResult {
     let head = match regs.arg::<0>() as u32 {
         0 => current_ref().robust_list.load(Relaxed),
-        tid => task::pids::find_task(tid, &current_ref().pid).ok_or(Errno::ESRCH)?.robust_list.load(Relaxed),
+        tid => task::pids::find_task(tid, current_ref().pid()).ok_or(Errno::ESRCH)?.robust_list.load(Relaxed),
     };
     put_user(regs.arg::<1>(), &head)?;
     put_user(regs.arg::<2>(), &24usize)?;

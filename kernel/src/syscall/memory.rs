@@ -60,6 +60,10 @@ pub fn munmap(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn mprotect(regs: &mut PtRegs) -> SysResult {
+    const KNOWN: usize = 0xf | 0x300_0000; // read, write, execute, SEM; GROWSDOWN, GROWSUP
+    if regs.arg::<2>() & !KNOWN != 0 {
+        return Err(Errno::EINVAL);
+    }
     current_mm().mprotect(regs.arg::<0>(), regs.arg::<1>(), prot(regs.arg::<2>()))?;
     Ok(0)
 }

@@ -194,8 +194,8 @@ pub fn wait4(regs: &mut PtRegs) -> SysResult {
         -1 => Which::Any,
         i32::MIN => return Err(Errno::ESRCH),
         0 => Which::Group(cur.process.lock.lock().pgrp.clone()),
-        1.. => pids::find_pid(pid as u32, &cur.pid).map_or(Which::Nobody, Which::Pid),
-        _ => pids::find_pid(pid.unsigned_abs(), &cur.pid).map_or(Which::Nobody, Which::Group),
+        1.. => pids::find_pid(pid as u32, cur.pid()).map_or(Which::Nobody, Which::Pid),
+        _ => pids::find_pid(pid.unsigned_abs(), cur.pid()).map_or(Which::Nobody, Which::Group),
     };
     let Some(reaped) = task::wait::wait(cur, &which, opts)? else { return Ok(0) };
     if status_at != 0 {
@@ -243,7 +243,7 @@ pub fn gettid(_: &mut PtRegs) -> SysResult {
 
 pub fn getppid(_: &mut PtRegs) -> SysResult {
     let cur = current_ref();
-    Ok(cur.process.parent().map_or(0, |p| pids::nr_in(&p.pid, &cur.pid)) as usize)
+    Ok(cur.process.parent().map_or(0, |p| pids::nr_in(&p.pid, cur.pid())) as usize)
 }
 
 pub fn zero(_: &mut PtRegs) -> SysResult {
@@ -254,7 +254,7 @@ pub fn zero(_: &mut PtRegs) -> SysResult {
 fn process_by_id(pid: i32) -> Result<KArc<task::Process>, Errno> {
     match pid {
         0 => Ok(current_ref().process.clone()),
-        1.. => pids::find_process(pid as u32, &current_ref().pid).ok_or(Errno::ESRCH),
+        1.. => pids::find_process(pid as u32, current_ref().pid()).ok_or(Errno::ESRCH),
         _ => Err(Errno::ESRCH),
     }
 }
@@ -262,18 +262,18 @@ fn process_by_id(pid: i32) -> Result<KArc<task::Process>, Errno> {
 pub fn getpgid(regs: &mut PtRegs) -> SysResult {
     let process = process_by_id(regs.arg::<0>() as i32)?;
     let pgrp = process.lock.lock().pgrp.clone();
-    Ok(pids::nr_in(&pgrp, &current_ref().pid) as usize)
+    Ok(pids::nr_in(&pgrp, current_ref().pid()) as usize)
 }
 
 pub fn getpgrp(_: &mut PtRegs) -> SysResult {
     let pgrp = current_ref().process.lock.lock().pgrp.clone();
-    Ok(pids::nr_in(&pgrp, &current_ref().pid) as usize)
+    Ok(pids::nr_in(&pgrp, current_ref().pid()) as usize)
 }
 
 pub fn getsid(regs: &mut PtRegs) -> SysResult {
     let process = process_by_id(regs.arg::<0>() as i32)?;
     let session = process.lock.lock().session.clone();
-    Ok(pids::nr_in(&session, &current_ref().pid) as usize)
+    Ok(pids::nr_in(&session, current_ref().pid()) as usize)
 }
 
 pub fn setsid(_: &mut PtRegs) -> SysResult {
@@ -300,10 +300,10 @@ pub fn setpgid(regs: &mut PtRegs) -> SysResult {
     if !KArc::ptr_eq(&session, &cur.process.lock.lock().session) || KArc::ptr_eq(&session, &process.pid) {
         return Err(Errno::EPERM);
     }
-    let group = if pgid == 0 || pgid == pids::nr_in(&process.pid, &cur.pid) {
+    let group = if pgid == 0 || pgid == pids::nr_in(&process.pid, cur.pid()) {
         process.pid.clone()
     } else {
-        let group = pids::find_pid(pgid as u32, &cur.pid).ok_or(Errno::EPERM)?;
+        let group = pids::find_pid(pgid as u32, cur.pid()).ok_or(Errno::EPERM)?;
         let mut same_session = false;
         pids::for_each_in_group(&group, |member| {
             same_session |= KArc::ptr_eq(&member.lock.lock().session, &session);
@@ -338,7 +338,7 @@ pub fn sysinfo(regs: &mut PtRegs) -> SysResult {
     let mut words = [0u64; 14];
     words[0] = crate::arch::clock::now_ns() / 1_000_000_000;
     (words[4], words[5]) = (total * 4096, free * 4096);
-    words[10] = pids::next_process(1, current_ref().pid.ns()).map_or(0, |_| current_ref().pid.ns().nr_pids()) as u64;
+    words[10] = pids::next_process(1, current_ref().pid().ns()).map_or(0, |_| current_ref().pid().ns().nr_pids()) as u64;
     words[13] = 1; // mem_unit
     uaccess::put_user(regs.arg::<0>(), &words)?;
     Ok(0)
@@ -353,24 +353,37 @@ const RLIMITS: [(u64, u64); 16] = {
     limits
 };
 
+const RLIMIT_NOFILE: usize = 7;
+
+/// Soft and hard limit. That of open files lives with the descriptors; the others are fixed.
+fn limits_of(resource: usize) -> Result<(u64, u64), Errno> {
+    let (soft, hard) = *RLIMITS.get(resource).ok_or(Errno::EINVAL)?;
+    match &*current_ref().files.lock() {
+        Some(files) if resource == RLIMIT_NOFILE => Ok((files.limit() as u64, hard)),
+        _ => Ok((soft, hard)),
+    }
+}
+
 pub fn getrlimit(regs: &mut PtRegs) -> SysResult {
-    let (soft, hard) = *RLIMITS.get(regs.arg::<0>()).ok_or(Errno::EINVAL)?;
+    let (soft, hard) = limits_of(regs.arg::<0>())?;
     put_user(regs.arg::<1>(), &[soft, hard])?;
     Ok(0)
 }
 
 pub fn prlimit64(regs: &mut PtRegs) -> SysResult {
     let (pid, resource) = (regs.arg::<0>() as i32, regs.arg::<1>());
-    let (soft, hard) = *RLIMITS.get(resource).ok_or(Errno::EINVAL)?;
+    let (soft, hard) = limits_of(resource)?;
     process_by_id(pid)?;
     if regs.arg::<2>() != 0 {
         let [new_soft, new_hard]: [u64; 2] = get_user(regs.arg::<2>())?;
         if new_soft > new_hard {
             return Err(Errno::EINVAL);
         }
-        // Limits are fixed; asking for what is in force is no change.
-        if (new_soft, new_hard) != (soft, hard) {
-            return Err(Errno::EPERM);
+        match &*current_ref().files.lock() {
+            Some(files) if resource == RLIMIT_NOFILE && new_soft <= hard => files.set_limit(new_soft as u32),
+            // The others are fixed; asking for what is in force is no change.
+            _ if (new_soft, new_hard) != (soft, hard) => return Err(Errno::EPERM),
+            _ => {}
         }
     }
     if regs.arg::<3>() != 0 {
@@ -422,7 +435,7 @@ pub fn set_tid_address(regs: &mut PtRegs) -> SysResult {
 fn task_by_tid(tid: i32) -> Result<KArc<Task>, Errno> {
     match tid {
         0 => Ok(current()),
-        1.. => pids::find_task(tid as u32, &current_ref().pid).ok_or(Errno::ESRCH),
+        1.. => pids::find_task(tid as u32, current_ref().pid()).ok_or(Errno::ESRCH),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -486,7 +499,7 @@ pub fn unshare(regs: &mut PtRegs) -> SysResult {
         0 => {}
         flag::NEWPID => {
             let parent = task.pid_ns_for_children.lock().clone();
-            if !KArc::ptr_eq(&parent, task.pid.ns()) {
+            if !KArc::ptr_eq(&parent, task.pid().ns()) {
                 return Err(Errno::EINVAL); // a second unshare before the first child
             }
             let new = pids::new_namespace(&parent)?;

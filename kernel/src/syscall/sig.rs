@@ -191,14 +191,14 @@ pub fn kill(regs: &mut PtRegs) -> SysResult {
         -1 => kill_all(signo),
         i32::MIN => Err(Errno::ESRCH),
         _ => {
-            let pgrp = pids::find_pid(pid.unsigned_abs(), &me.pid).ok_or(Errno::ESRCH)?;
+            let pgrp = pids::find_pid(pid.unsigned_abs(), me.pid()).ok_or(Errno::ESRCH)?;
             kill_group(&pgrp, signo)
         }
     }
 }
 
 fn find(pid: i32) -> Result<KArc<Process>, Errno> {
-    pids::find_process(pid as u32, &current_ref().pid).ok_or(Errno::ESRCH)
+    pids::find_process(pid as u32, current_ref().pid()).ok_or(Errno::ESRCH)
 }
 
 /// Members are collected under the pid's lock in batches and signalled without it.
@@ -214,7 +214,7 @@ fn kill_group(pgrp: &task::TaskPid, signo: u32) -> SysResult {
 fn kill_all(signo: u32) -> SysResult {
     let me = current();
     let (mut nr, mut found) = (2, 0);
-    while let Some((at, process)) = pids::next_process(nr, me.pid.ns()) {
+    while let Some((at, process)) = pids::next_process(nr, me.pid().ns()) {
         if !KArc::ptr_eq(&process, &me.process) && !process.is_namespace_init() {
             found += 1;
             send(&process, signo);
@@ -229,8 +229,8 @@ fn send_to_thread(tgid: Option<i32>, tid: i32, signo: u32) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let signo = check_signo(signo)?;
-    let target: KArc<Task> = pids::find_task(tid as u32, &current_ref().pid).ok_or(Errno::ESRCH)?;
-    if tgid.is_some_and(|t| pids::nr_in(&target.process.pid, &current_ref().pid) != t) {
+    let target: KArc<Task> = pids::find_task(tid as u32, current_ref().pid()).ok_or(Errno::ESRCH)?;
+    if tgid.is_some_and(|t| pids::nr_in(&target.process.pid, current_ref().pid()) != t) {
         return Err(Errno::ESRCH);
     }
     if signo != 0 {

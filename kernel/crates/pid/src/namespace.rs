@@ -52,7 +52,7 @@ pub struct PidNamespace<T: Member> {
     pid_max: AtomicU32,
     level: u32,
     parent: Option<KArc<PidNamespace<T>>>,
-    /// Mirrors `child_reaper.is_some()`, for a look without the lock.
+    /// There is or was a child reaper; for a look without the lock.
     has_reaper: AtomicBool,
     child_reaper: SpinLock<Option<KArc<T>>>,
     /// Where the dying init waits for the count to fall.
@@ -197,6 +197,12 @@ impl<T: Member> PidNamespace<T> {
     #[inline(always)]
     pub fn has_child_reaper(&self) -> bool {
         self.has_reaper.load(Acquire)
+    }
+
+    /// Takes the dead reaper out, so that it can be freed. The namespace still counts as one that has had its init:
+    /// what is tried there now fails as for a namespace that stopped, not as for one that has not begun.
+    pub fn retire_child_reaper(&self) -> Option<KArc<T>> {
+        self.child_reaper.lock().take()
     }
 
     /// Sets the task that inherits orphans, and returns the one before. The reference makes a

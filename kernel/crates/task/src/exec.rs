@@ -29,7 +29,6 @@ use mm::{MapArgs, MapFlags, MmUser, Prot};
 use rmap::AddressSpace;
 use slab::KArc;
 use vfs::VfsError;
-extern crate alloc;
 use alloc::vec::Vec;
 
 /// Where a program's stack ends.
@@ -309,9 +308,9 @@ pub fn load(
         entry = mapped.entry;
         interpreter_base = mapped.bias;
     }
-    if entry >= mm::TASK_SIZE {
-        return Err(TaskError::BadProgram);
-    }
+    // Linux lets a program that begins outside of user space start, and fault. The first address beyond user space does
+    // so too, and is one that a return to user mode can load.
+    let entry = entry.min(mm::TASK_SIZE);
     mm.set_brk_start(program.end.next_multiple_of(PAGE_SIZE));
     let size = (args.strings.len() + (args.argc + args.envc) * 8 + STACK_INITIAL).next_multiple_of(PAGE_SIZE);
     mm.map_stack(STACK_TOP, size)?;

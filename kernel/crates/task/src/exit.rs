@@ -29,20 +29,23 @@ pub fn begin(task: &Task, status: i32) -> bool {
 ///
 /// # Errors
 /// `Interrupted` when the process is being ended itself.
-pub fn end_other_threads(task: &Task) -> Result<(), TaskError> {
+pub fn end_other_threads(task: &KArc<Task>) -> Result<(), TaskError> {
     let process = &task.process;
     {
         let state = process.lock.lock();
         if state.group_exit.is_some() {
             return Err(TaskError::Interrupted);
         }
-        for other in state.threads.iter().filter(|t| !core::ptr::eq(&***t, task)) {
+        for other in state.threads.iter().filter(|t| !KArc::ptr_eq(t, task)) {
             other.set_flag(flags::KILLED | flags::SIGPENDING);
             ksync::arch::unpark(other.thread_ptr());
         }
     }
     process.wait_chldexit.wait_until(|| process.lock.lock().threads.len() == 1);
     process.set_multithreaded(false);
+    if !task.is_leader() {
+        pids::take_over_leader(task);
+    }
     Ok(())
 }
 
@@ -58,17 +61,17 @@ pub fn mm_released(task: &Task) {
 /// The thread holds nothing but its stack any more. Context: process context, no locks held.
 pub fn exit_notify(task: &KArc<Task>, runtime_ns: u64) {
     let process = &task.process;
-    let (last, group_status) = {
+    let last = {
         let mut state = process.lock.lock();
         state.dead_threads_ns += runtime_ns;
         drop(state.threads.remove(task));
-        if task.is_leader() {
-            state.exit_status = task.exit_code.load(Ordering::Relaxed) as i32;
-        }
         if state.threads.len() == 1 && process.is_multithreaded() {
             process.wait_chldexit.wake_all(); // an exec may wait to be alone
         }
-        (state.threads.is_empty(), state.group_exit)
+        if state.threads.is_empty() {
+            state.exit_status = state.group_exit.unwrap_or(task.exit_code.load(Ordering::Relaxed) as i32);
+        }
+        state.threads.is_empty()
     };
     if !task.is_leader() {
         pids::release_thread(task);
@@ -77,7 +80,7 @@ pub fn exit_notify(task: &KArc<Task>, runtime_ns: u64) {
         return;
     }
     reparent_children(process);
-    finish_process(process, group_status);
+    finish_process(process);
 }
 
 /// Gives the dying process's children, living and dead, to whoever reaps orphans in its namespace.
@@ -128,13 +131,10 @@ fn child_info(process: &Process, parent: &Process, signo: Signo, status: i32) ->
 }
 
 /// Turns the process into a zombie, or ends it at once when its parent does not care.
-fn finish_process(process: &KArc<Process>, group_status: Option<i32>) {
+fn finish_process(process: &KArc<Process>) {
     let outcome = process.with_parent_locked(|parent, parent_state| {
         let status = {
             let mut state = process.lock.lock();
-            if let Some(status) = group_status {
-                state.exit_status = status;
-            }
             state.zombie = true;
             state.exit_status
         };

@@ -85,7 +85,7 @@ fn check_flags(cur: &Task, args: &CloneArgs) -> Result<(), TaskError> {
         || f & clone::SIGHAND != 0 && f & clone::VM == 0
         || f & clone::PARENT != 0 && cur.process.is_namespace_init()
         || f & clone::THREAD != 0 && f & clone::NEWPID != 0
-        || f & clone::THREAD != 0 && !KArc::ptr_eq(&cur.pid_ns_for_children.lock(), cur.pid.ns())
+        || f & clone::THREAD != 0 && !KArc::ptr_eq(&cur.pid_ns_for_children.lock(), cur.pid().ns())
         || f & (clone::NEWPID | clone::PARENT) == clone::NEWPID | clone::PARENT
         || f & UNSUPPORTED != 0;
     if invalid { Err(TaskError::Invalid) } else { Ok(()) }
@@ -254,8 +254,8 @@ fn link_process(
     process.lock.lock().threads.push_back(task.clone()).unwrap_or_else(|_| linked_twice());
     process.thread_linked();
     state.children.push_back(process.clone()).unwrap_or_else(|_| linked_twice());
-    if task.pid.is_child_reaper() {
-        let before = task.pid.ns().set_child_reaper(Some(task.clone()));
+    if task.pid().is_child_reaper() {
+        let before = task.pid().ns().set_child_reaper(Some(task.clone()));
         debug_assert!(before.is_none(), "a namespace has one first process");
         process.set_namespace_init();
     }

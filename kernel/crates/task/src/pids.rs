@@ -81,7 +81,7 @@ fn leave(pid: &KArc<TaskPid>, kind: PidType, task: &KArc<Task>) {
 
 /// Gives back the id of a thread that is not its process's leader.
 pub(crate) fn release_thread(task: &KArc<Task>) {
-    leave(&task.pid, PidType::Pid, task);
+    leave(&task.own_pid, PidType::Pid, task);
 }
 
 /// Gives back what a dead process's leader was a member of.
@@ -95,6 +95,32 @@ pub(crate) fn release_process(process: &KArc<Process>) {
     leave(&session, PidType::Sid, &leader);
     leave(&process.pid, PidType::Tgid, &leader);
     leave(&process.pid, PidType::Pid, &leader);
+}
+
+/// A thread that execs becomes its process's first: it takes that one's place and id, and gives its own id back. The
+/// first thread has exited, and nobody else is left.
+pub(crate) fn take_over_leader(task: &KArc<Task>) {
+    let process = &task.process;
+    let Some(old) = process.pid.task(PidType::Tgid) else { return };
+    let (pgrp, session) = {
+        let state = process.lock.lock();
+        (state.pgrp.clone(), state.session.clone())
+    };
+    for (pid, kind) in [
+        (&process.pid, PidType::Pid),
+        (&process.pid, PidType::Tgid),
+        (&pgrp, PidType::Pgid),
+        (&session, PidType::Sid),
+    ] {
+        let replaced = pid.replace(kind, &old, task.clone());
+        debug_assert!(replaced, "INV-PIDS-1: the old leader is a member as {kind:?}");
+    }
+    leave(&task.own_pid, PidType::Pid, task);
+    task.promote();
+    let namespace = process.pid.ns();
+    if process.is_namespace_init() {
+        drop(namespace.set_child_reaper(Some(task.clone())));
+    }
 }
 
 /// The process with id `nr` as `viewer` counts. Zombies are found too.
@@ -210,5 +236,5 @@ pub fn zap_namespace(task: &Task) {
         }
     }
     namespace.wait_drained(if task.is_leader() { 1 } else { 2 });
-    drop(namespace.set_child_reaper(None));
+    drop(namespace.retire_child_reaper());
 }

@@ -16,6 +16,7 @@
 
 use crate::process::Process;
 use crate::task::{Task, flags};
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 use ksync::{SpinLock, lock_class};
 use slab::{AllocError, KArc};
@@ -120,19 +121,24 @@ impl SigInfo {
 /// How many infos a pending set keeps; further signals stay pending without one, as when Linux is out of memory.
 const NR_INFOS: usize = 4;
 
+/// The first signal that is queued as often as it is sent.
+pub const SIGRTMIN: Signo = 32;
+
 /// Signals that wait for delivery.
 #[derive(Default)]
 pub struct Pending {
     set: SigSet,
     nr_infos: u8,
     infos: [SigInfo; NR_INFOS],
+    /// Real-time signals in the order they came. Grows without a promise: without memory one stays without its info.
+    queue: Vec<SigInfo>,
 }
 
 impl Pending {
     /// Nothing.
     pub const fn new() -> Self {
         let none = SigInfo { signo: 0, code: 0, errno: 0, pid: 0, uid: 0, status: 0, value: 0 };
-        Pending { set: 0, nr_infos: 0, infos: [none; NR_INFOS] }
+        Pending { set: 0, nr_infos: 0, infos: [none; NR_INFOS], queue: Vec::new() }
     }
 
     /// The signals in it.
@@ -142,6 +148,13 @@ impl Pending {
     }
 
     fn add(&mut self, info: &SigInfo) {
+        if info.signo >= SIGRTMIN {
+            self.set |= bit(info.signo);
+            if self.queue.try_reserve(1).is_ok() {
+                self.queue.push(*info);
+            }
+            return;
+        }
         if self.set & bit(info.signo) != 0 {
             return; // one of each kind is kept
         }
@@ -154,6 +167,7 @@ impl Pending {
 
     fn remove(&mut self, set: SigSet) {
         self.set &= !set;
+        self.queue.retain(|i| set & bit(i.signo) == 0);
         let mut kept = 0;
         for i in 0..self.nr_infos as usize {
             if set & bit(self.infos[i].signo) == 0 {
@@ -171,6 +185,13 @@ impl Pending {
         }
         let first = if ready & SYNCHRONOUS != 0 { ready & SYNCHRONOUS } else { ready };
         let signo = first.trailing_zeros() + 1;
+        if let Some(at) = self.queue.iter().position(|i| i.signo == signo) {
+            let info = self.queue.remove(at);
+            if self.queue.iter().all(|i| i.signo != signo) {
+                self.set &= !bit(signo);
+            }
+            return Some(info);
+        }
         let info = self.infos[..self.nr_infos as usize].iter().find(|i| i.signo == signo).copied();
         self.remove(bit(signo));
         Some(info.unwrap_or(SigInfo { signo, ..Default::default() }))
@@ -277,11 +298,14 @@ pub fn send_to_process(process: &Process, info: &SigInfo) {
     } else if DEFAULT_STOP & bit(info.signo) != 0 {
         state.pending.remove(bit(SIGCONT));
     }
+    let action = process.sighand().action(info.signo);
+    if process.is_namespace_init() && action.handler == SIG_DFL && !may_end_init(info) {
+        return;
+    }
     if info.signo == SIGKILL {
         let status = SIGKILL as i32;
         return state.start_group_exit(status);
     }
-    let action = process.sighand().action(info.signo);
     let blocked_by_all = state.threads.iter().all(|t| t.blocked.load(Ordering::Relaxed) & bit(info.signo) != 0);
     if is_ignored(info.signo, &action) && !blocked_by_all {
         return;
@@ -291,6 +315,12 @@ pub fn send_to_process(process: &Process, info: &SigInfo) {
     if let Some(thread) = chosen {
         wake_for_signal(&thread);
     }
+}
+
+/// The first process of a namespace is ended or stopped only from outside (where its sender has no number), and only by
+/// the two signals that nothing stops.
+fn may_end_init(info: &SigInfo) -> bool {
+    (info.pid == 0 || info.code == SI_KERNEL) && UNBLOCKABLE & bit(info.signo) != 0
 }
 
 /// Sends a signal to one thread.
@@ -316,10 +346,10 @@ pub fn send_to_task(task: &Task, info: &SigInfo) {
 pub fn force_on_current(task: &Task, info: &SigInfo) {
     let action = task.process.sighand().action(info.signo);
     let blocked = task.blocked.load(Ordering::Relaxed) & bit(info.signo) != 0;
-    if blocked || action.handler == SIG_IGN {
+    if blocked || action.handler == SIG_IGN || action.handler == SIG_DFL {
         // Nobody would handle it: the default action ends the process, which needs no memory.
-        let mut state = task.process.lock.lock();
-        return state.start_group_exit(info.signo as i32);
+        let core = if DEFAULT_CORE & bit(info.signo) != 0 { 0x80 } else { 0 };
+        return task.process.lock.lock().start_group_exit(info.signo as i32 | core);
     }
     let _state = task.process.lock.lock();
     task.pending.lock().add(info);
@@ -411,9 +441,7 @@ pub fn dequeue(task: &Task) -> Delivery {
         match action.handler {
             SIG_IGN => continue,
             SIG_DFL if DEFAULT_IGNORE & set != 0 => continue,
-            // init is not ended or stopped by a signal it did not ask for
-            SIG_DFL if task.process.is_namespace_init() && info.signo != SIGKILL && info.code != SI_KERNEL
-                && SYNCHRONOUS & set == 0 => continue,
+            SIG_DFL if task.process.is_namespace_init() && UNBLOCKABLE & set == 0 => continue,
             SIG_DFL if DEFAULT_STOP & set != 0 => {
                 state.stopped = true;
                 return Delivery::Stop(info.signo);

@@ -3,7 +3,7 @@
 use crate::process::Process;
 use crate::signal::Pending;
 use crate::{PidNamespace, TaskPid};
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use ksync::arch::ThreadPtr;
 use ksync::{Completion, SpinLock, lock_class};
 use mm::MmUser;
@@ -40,8 +40,12 @@ pub struct ArchThread {
     pub fs_base: AtomicUsize,
     /// GS base while not running.
     pub gs_base: AtomicUsize,
-    /// What a kernel thread runs, for the machine layer.
-    pub kernel_fn: AtomicUsize,
+    /// Vector of the last exception that became a signal.
+    pub trap_nr: AtomicUsize,
+    /// Its error code.
+    pub trap_error: AtomicUsize,
+    /// Address of the last page fault that became a signal.
+    pub trap_address: AtomicUsize,
 }
 
 /// One thread. Link slots: 0 and 1 process group and session (pid), 2 run queue, 3 its process's threads.
@@ -60,8 +64,10 @@ pub struct Task {
     pub active_mm: AtomicUsize,
     /// The process it belongs to.
     pub process: KArc<Process>,
-    /// Its own id.
-    pub pid: KArc<TaskPid>,
+    /// The id it was made with; see [`Task::pid`].
+    pub(crate) own_pid: KArc<TaskPid>,
+    /// By exec it has taken the place of its process's first thread, and with it that thread's id.
+    promoted: AtomicBool,
     /// Signals sent to this thread alone.
     pub pending: SpinLock<Pending>,
     /// Address space; None in kernel threads and after exit.
@@ -133,7 +139,8 @@ impl Task {
             saved_blocked: AtomicU64::new(0),
             active_mm: AtomicUsize::new(0),
             process,
-            pid,
+            own_pid: pid,
+            promoted: AtomicBool::new(false),
             pending: SpinLock::new(Pending::new(), lock_class!("task_pending")),
             mm: SpinLock::new(None, lock_class!("task_mm")),
             files: SpinLock::new(None, lock_class!("task_files")),
@@ -183,16 +190,26 @@ impl Task {
         self.flags.load(Ordering::Relaxed) & flags::WORK != 0
     }
 
+    /// Its id.
+    #[inline]
+    pub fn pid(&self) -> &KArc<TaskPid> {
+        if self.promoted.load(Ordering::Relaxed) { &self.process.pid } else { &self.own_pid }
+    }
+
+    pub(crate) fn promote(&self) {
+        self.promoted.store(true, Ordering::Relaxed);
+    }
+
     /// Thread id in the namespace it was created in.
     #[inline]
     pub fn tid(&self) -> i32 {
-        self.pid.vnr() as i32
+        self.pid().vnr() as i32
     }
 
     /// Whether this thread's id is its process's.
     #[inline]
     pub fn is_leader(&self) -> bool {
-        KArc::ptr_eq(&self.pid, &self.process.pid)
+        KArc::ptr_eq(self.pid(), &self.process.pid)
     }
 
     /// The name, without the zeros behind it.

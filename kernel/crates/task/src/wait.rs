@@ -70,7 +70,7 @@ fn try_reap(
         let reaped = {
             let dead = child.lock.lock();
             Reaped {
-                pid: crate::pids::nr_in(&child.pid, &cur.pid),
+                pid: crate::pids::nr_in(&child.pid, cur.pid()),
                 status: dead.exit_status,
                 runtime_ns: dead.dead_threads_ns + dead.reaped_children_ns,
             }

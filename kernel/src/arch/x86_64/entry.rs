@@ -22,6 +22,8 @@
 //! - INV-ENTRY-2: a task that runs in user mode has an empty kernel stack, and `CpuHead::kernel_sp` is its top.
 //! - INV-ENTRY-3: `sysret` is taken only when RCX and R11 already hold RIP and RFLAGS, so RIP is an address that a
 //!   `syscall` instruction left behind and is canonical; anything else goes through `iret`.
+//! - INV-ENTRY-4: the RIP of a user frame is at most `TASK_SIZE`, so that neither way out faults in the kernel. Who sets
+//!   one from outside (exec, a handler's address, rt_sigreturn) sees to it.
 
 use core::arch::global_asm;
 
@@ -150,8 +152,6 @@ return_to_user_iret:
     pop rdi
     add rsp, 8
     swapgs
-.global user_iretq
-user_iretq:
     iretq
 
 /* A new thread's first instruction: rbx = kernel function or 0, r12 = its argument; the scheduler lock is held. */
@@ -280,5 +280,4 @@ unsafe extern "C" {
     /// `next_sp` was made by this function or by `new_thread_stack`, and no other CPU continues there.
     pub fn switch_context(prev_sp: *mut usize, next_sp: usize);
     pub static trap_stubs: u8;
-    pub static user_iretq: u8;
 }

@@ -72,6 +72,7 @@ fn page_fault(regs: &mut PtRegs, error: u64) {
     let address = x86_64::registers::control::Cr2::read_raw() as usize;
     if address >= uaccess::TASK_SIZE || error & pf::RESERVED != 0 {
         if regs.user_mode() {
+            remember(PAGE_FAULT, error | pf::PRESENT * (address >= uaccess::TASK_SIZE) as u64, address);
             return signal::force(SIGSEGV, signal::SEGV_MAPERR, address);
         }
         return bad_kernel_access(regs, address, error);
@@ -94,6 +95,7 @@ fn page_fault(regs: &mut PtRegs, error: u64) {
     if !regs.user_mode() {
         return fix_up(regs);
     }
+    remember(PAGE_FAULT, error, address);
     match e {
         FaultError::SegvMaperr => signal::force(SIGSEGV, signal::SEGV_MAPERR, address),
         FaultError::SegvAccerr => signal::force(SIGSEGV, signal::SEGV_ACCERR, address),
@@ -137,11 +139,22 @@ fn double_fault(regs: &mut PtRegs) {
     }
 }
 
-fn user_exception(vector: u64, _error: u64, regs: &mut PtRegs) {
+/// Keeps what a signal frame says of the exception behind it.
+fn remember(vector: u64, error: u64, address: usize) {
+    let arch = &sched::current_ref().arch;
+    arch.trap_nr.store(vector as usize, Relaxed);
+    arch.trap_error.store(error as usize, Relaxed);
+    if vector == PAGE_FAULT {
+        arch.trap_address.store(address, Relaxed);
+    }
+}
+
+fn user_exception(vector: u64, error: u64, regs: &mut PtRegs) {
+    remember(vector, error, 0);
     let (signo, code) = match vector {
         0 => (SIGFPE, signal::FPE_INTDIV),
         1 => (SIGTRAP, signal::TRAP_TRACE),
-        3 => (SIGTRAP, signal::TRAP_BRKPT),
+        3 => (SIGTRAP, signal::SI_KERNEL),
         16 | 19 => (SIGFPE, signal::FPE_FLTINV),
         6 => (SIGILL, signal::ILL_ILLOPN),
         17 => (SIGBUS, signal::BUS_ADRALN),
@@ -152,10 +165,6 @@ fn user_exception(vector: u64, _error: u64, regs: &mut PtRegs) {
 
 #[cold]
 fn kernel_exception(vector: u64, error: u64, regs: &mut PtRegs) {
-    // `iretq` to a program whose registers are not acceptable faults in the kernel: it is the program's error.
-    if regs.rip == &raw const super::entry::user_iretq as u64 {
-        sched::exit_current_with_signal(SIGSEGV);
-    }
     if let Some(fixup) = uaccess::fixup_of(regs.rip) {
         regs.rip = fixup;
         return;
