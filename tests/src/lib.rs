@@ -213,6 +213,7 @@ impl Outcome {
     pub fn failure(&self, why: &str) -> Failure {
         let lines: Vec<&str> = self.console.lines().collect();
         let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+        let failed = self.failed_checks().join("\n");
         let Outcome {
             line,
             code,
@@ -221,7 +222,7 @@ impl Outcome {
             ..
         } = self;
         format!(
-            "{why}\n  {line}\n  exit code {code:?} after {took:.1?}\n--- console, last lines\n{tail}\n--- xtask\n{errors}"
+            "{why}\n{failed}\n  {line}\n  exit code {code:?} after {took:.1?}\n--- console, last lines\n{tail}\n--- xtask\n{errors}"
         )
     }
 
@@ -280,18 +281,16 @@ impl Outcome {
             let failed = rest.split(' ').next()?;
             Some((passed.parse::<u64>().ok()?, failed.parse::<u64>().ok()?))
         });
-        let failed: Vec<&str> = self
-            .console
-            .lines()
-            .filter(|l| l.starts_with("FAIL "))
-            .collect();
         match closing {
-            Some((passed, 0)) if passed >= least && failed.is_empty() => Ok(()),
-            other => Err(self.failure(&format!(
-                "{name} ended with {other:?}\n{}",
-                failed.join("\n")
-            ))),
+            Some((passed, 0)) if passed >= least && self.failed_checks().is_empty() => Ok(()),
+            other => Err(self.failure(&format!("{name} ended with {other:?}"))),
         }
+    }
+
+    /// The lines of checks that failed in a program.
+    fn failed_checks(&self) -> Vec<&str> {
+        let lines = self.console.lines();
+        lines.filter(|l| l.starts_with("FAIL ")).collect()
     }
 
     /// The figure of a `ubench NAME CYCLES` line.
