@@ -28,6 +28,7 @@
 //! - INV-RBT-4 (ends): `first` and `last` are the leftmost and rightmost nodes.
 
 mod balance;
+mod copy;
 
 use core::cell::Cell;
 use core::cmp::Ordering;

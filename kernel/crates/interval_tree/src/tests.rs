@@ -50,6 +50,60 @@ fn order(t: &RbTree) -> Vec<NonNull<RbNode>> {
     v
 }
 
+/// Keys in pre-order with a mark for "no child": equal for trees of equal shape.
+fn shape(link: Option<NonNull<RbNode>>, out: &mut Vec<Option<u64>>) {
+    out.push(link.map(key));
+    if let Some(n) = link {
+        // SAFETY: a member; the tests are single-threaded.
+        let n = unsafe { n.as_ref() };
+        shape(n.left(), out);
+        shape(n.right(), out);
+    }
+}
+
+/// Copies of trees of all sizes, also with the k-th copy failing.
+#[test]
+fn copies_have_the_shape_of_the_original() {
+    for size in 0..40u64 {
+        let mut tree = RbTree::new();
+        for k in 0..size {
+            let node = new_item(k * 7 % size);
+            let pos = tree.insert_pos(|n| key(n) <= k * 7 % size);
+            // SAFETY: a fresh node, a fresh position.
+            unsafe { tree.insert_at::<NoAugment>(node, pos) };
+        }
+        for fail in 0..=size {
+            let mut made = 0;
+            // SAFETY: fresh nodes, which stay until they are freed below.
+            let (copy, result) = unsafe {
+                tree.copy_shape(|n| {
+                    made += 1;
+                    if made == fail {
+                        Err(made)
+                    } else {
+                        Ok(new_item(key(n)))
+                    }
+                })
+            };
+            let nodes = order(&copy);
+            assert_eq!(nodes, reversed(&copy), "both ends, both ways");
+            assert!(nodes.is_sorted_by_key(|&n| key(n)));
+            if fail == 0 {
+                assert_eq!(result, Ok(()));
+                assert_eq!(copy.check_invariants() as u64, size);
+                let (mut a, mut b) = (Vec::new(), Vec::new());
+                shape(tree.root(), &mut a);
+                shape(copy.root(), &mut b);
+                assert_eq!(a, b);
+            } else {
+                assert_eq!((result, nodes.len() as u64), (Err(fail), fail - 1));
+            }
+            nodes.into_iter().for_each(free_item);
+        }
+        order(&tree).into_iter().for_each(free_item);
+    }
+}
+
 fn reversed(t: &RbTree) -> Vec<NonNull<RbNode>> {
     let mut v = Vec::new();
     let mut at = t.last();
