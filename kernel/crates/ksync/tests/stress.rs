@@ -443,6 +443,13 @@ mod rcu {
 
     #[test]
     fn a_reader_holds_up_a_grace_period() {
+        /// Lets the other thread go even if this one panics.
+        struct SetOnDrop<'a>(&'a AtomicBool);
+        impl Drop for SetOnDrop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, SeqCst);
+            }
+        }
         static FREED: AtomicUsize = AtomicUsize::new(0);
         let slot = AtomicPtr::new(null_mut());
         let (reading, release) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -458,6 +465,7 @@ mod rcu {
                 while !reading.load(SeqCst) {
                     thread::yield_now();
                 }
+                let releaser = SetOnDrop(&release);
                 publish(&slot, &FREED);
                 publish(&slot, &FREED);
                 for _ in 0..100 {
@@ -465,7 +473,7 @@ mod rcu {
                 }
                 assert_eq!(FREED.load(SeqCst), 0, "freed under a reader");
                 assert!(rcu::needs_cpu());
-                release.store(true, SeqCst);
+                drop(releaser);
                 rcu::barrier();
                 assert_eq!(FREED.load(SeqCst), 1);
             }
@@ -518,7 +526,8 @@ mod rcu {
                 arch::host::set_cpu(201);
                 unsafe { rcu::call(NonNull::from(&HEAD), nothing) };
                 let mut named = false;
-                while !named {
+                let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+                while !named && std::time::Instant::now() < deadline {
                     // Until the other thread is in its reader, and a grace period waits for it.
                     rcu::process_callbacks();
                     rcu::for_each_holdout(|cpu| named |= cpu == 200);
@@ -528,6 +537,7 @@ mod rcu {
                 }
                 release.store(true, SeqCst);
                 rcu::barrier();
+                assert!(named, "the reader was never waited for");
             }
         });
     }
