@@ -256,7 +256,7 @@ pub fn storage_len() -> usize {
 }
 
 /// Starts counting into `storage`, CPU by CPU. Boot, no lock held; on the machine it takes effect at
-/// [`static_key::patch_all`](crate::static_key::patch_all). CPUs beyond a shorter storage are not counted.
+/// `static_key::patch_all`. CPUs beyond a shorter storage are not counted.
 pub fn enable(storage: &'static [Counters]) {
     STORAGE.store(storage.as_ptr().cast_mut(), Relaxed);
     STORAGE_LEN.store(storage.len() as u32, Release);

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! Keys are turned on at boot from the command line; then, while text is still writable and one CPU runs, the kernel
-//! calls [`patch_all`]. There is no patching later: a running machine would need every CPU stopped.
+//! calls `patch_all`. There is no patching later: a running machine would need every CPU stopped.
 //! Off the machine a key is an atomic flag and may change at any time.
 //!
 //! # Invariants
@@ -37,7 +37,7 @@ impl StaticKey {
         }
     }
 
-    /// Turns the key on. On the machine it takes effect at [`patch_all`]. Any context.
+    /// Turns the key on. On the machine it takes effect at `patch_all`. Any context.
     pub fn enable(&self) {
         self.enabled.store(true, Relaxed);
     }
