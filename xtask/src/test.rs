@@ -13,8 +13,8 @@ use std::{
     thread,
 };
 
-/// Not for the host: they are built for the bare-metal target only.
-const NOT_ON_HOST: &[&str] = &["kernel", "programs"];
+/// Not on the host: two are built for the bare-metal target only, and the third is the scenarios.
+const NOT_ON_HOST: &[&str] = &["kernel", "programs", "tests"];
 
 /// The options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -45,7 +45,7 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         .arg(paths::target().join("loom"));
     loom.env("RUSTFLAGS", "--cfg loom");
     let mut scenarios = cargo_test();
-    scenarios.args(["-p", "tests", "--test", "scenarios"]);
+    scenarios.args(["-p", "tests"]);
     scenarios.env(
         "TINE_XTASK",
         std::env::current_exe().context("where am I?")?,
