@@ -63,6 +63,8 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
     }
     adopt_topology(machine, params.maxcpus as usize);
     boot_mem::init(boot, topology());
+    paging::enable_protection();
+    fpu::init_cpu(); // may turn a static key on
     patch_text(params);
 
     apic_and_clock(firmware.pm_timer);
@@ -143,8 +145,6 @@ fn patch_text(params: &params::BootParams) {
 }
 
 fn apic_and_clock(pm_timer: Option<u16>) {
-    paging::enable_protection();
-    fpu::init_cpu();
     gdt::CpuTables::prepare(0);
     gdt::CpuTables::install(0);
     arch::syscall_init();

@@ -26,8 +26,10 @@ use ksync::{CpuMask, WaitQueue, lockstat, trace};
 
 /// Operations when the boot line names none: enough for stable quantiles, few enough for a quick look.
 const DEFAULT_OPS: u64 = 2_000;
-/// Operations that each worker runs before the gate opens.
-const WARMUP_OPS: u64 = 20;
+/// Operations that run before the gate opens: at least two per worker, up to twenty.
+fn warmup_ops(workers: usize) -> u64 {
+    (160 / workers as u64).clamp(2, 20)
+}
 
 /// What one worker found.
 struct Outcome {
@@ -90,7 +92,7 @@ pub fn run(word: BenchWord) -> ! {
     // One round beforehand fills caches (slab, page lists, stacks), so that the second shows only what leaks.
     let mut leaks = None;
     if word == BenchWord::Storm {
-        run_workers(&Run::new(word, workers, WARMUP_OPS), workers);
+        run_workers(&Run::new(word, workers, warmup_ops(workers)), workers);
         let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
         before.take();
         run_workers(&run, workers);
@@ -146,7 +148,8 @@ extern "C" fn worker(argument: usize) {
         pin(index % smp::nr_online());
     }
     let mut op = ops::Op::new(run.word, index as u64);
-    for i in 0..WARMUP_OPS {
+    let warmup = warmup_ops(run.results.len());
+    for i in 0..warmup {
         outcome.note(op.run(i));
     }
     run.ready.fetch_add(1, Ordering::AcqRel);
@@ -156,7 +159,7 @@ extern "C" fn worker(argument: usize) {
     outcome.first_cycle = get_cycles();
     for i in 0..run.ops_per_worker {
         let start = get_cycles();
-        let result = op.run(WARMUP_OPS + i);
+        let result = op.run(warmup + i);
         let end = get_cycles();
         outcome.note(result);
         outcome.histogram.record(overhead.between(start, end));

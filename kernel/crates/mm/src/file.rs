@@ -32,10 +32,14 @@ fn pages_of(v: VmaPtr, start: usize, end: usize) -> (u64, u64) {
 #[inline]
 fn prepare(v: VmaPtr) -> NonNull<MapNode> {
     let (first, last) = pages_of(v, v.start(), v.end());
-    v.map.set_owner(v.as_raw().cast());
-    // SAFETY: unlinked (the callers' promise), and only we know the area or hold its lock.
-    unsafe { v.map.set_range(first, last) };
-    v.map_node()
+    let node = v.map_node();
+    // SAFETY: initialised, since the area has a file; unlinked (the callers' promise), and only
+    // we know the area or hold its lock.
+    unsafe {
+        node.as_ref().set_owner(v.as_raw().cast());
+        node.as_ref().set_range(first, last);
+    }
+    node
 }
 
 /// Links a new area of a file. May sleep.
@@ -59,6 +63,57 @@ pub(crate) fn unlink(v: VmaPtr) {
     let Some(file) = &v.file else { return };
     // SAFETY: linked since `link` or `link_after`.
     unsafe { file.i_mmap().remove(&[v.map_node()]) };
+}
+
+/// Areas per hold of a file's `i_mmap` at exit.
+const UNLINK_BATCH: usize = 8;
+
+/// Unlinks areas of files, several of the same file in one hold.
+pub(crate) struct Unlinker {
+    nodes: [Option<VmaPtr>; UNLINK_BATCH],
+    nr: usize,
+}
+
+impl Unlinker {
+    pub(crate) const fn new() -> Self {
+        Unlinker { nodes: [None; UNLINK_BATCH], nr: 0 }
+    }
+
+    /// Takes on an area of a file; it stays valid until `flush`.
+    #[inline]
+    pub(crate) fn add(&mut self, v: VmaPtr) {
+        let same = |a: VmaPtr| match (&a.file, &v.file) {
+            (Some(a), Some(b)) => KArc::ptr_eq(a, b),
+            _ => false,
+        };
+        if self.nr == UNLINK_BATCH || !self.nodes[0].is_none_or(same) {
+            self.flush();
+        }
+        self.nodes[self.nr] = Some(v);
+        self.nr += 1;
+    }
+
+    /// Unlinks all that were taken on. May sleep.
+    #[inline]
+    pub(crate) fn flush(&mut self) {
+        if self.nr != 0 {
+            self.unlink_all();
+        }
+    }
+
+    fn unlink_all(&mut self) {
+        let mut nodes = [NonNull::dangling(); UNLINK_BATCH];
+        let mut file = None;
+        for (node, v) in nodes.iter_mut().zip(self.nodes.iter().flatten()) {
+            *node = v.map_node();
+            file = v.file.as_ref();
+        }
+        if let Some(file) = file {
+            // SAFETY: so many have been set, all linked in this file's i_mmap.
+            unsafe { file.i_mmap().remove(&nodes[..self.nr]) };
+        }
+        *self = Self::new();
+    }
 }
 
 /// Runs `change`, which gives `v` the range `to` (within what it has, or longer at the end), and

@@ -4,9 +4,9 @@
 //! not race with truncation: a child entry made after the walker has passed would keep a
 //! truncated page.
 //!
-//! Mechanism. One pass over the areas in order: each is copied and appended to the child's tree
-//! (no search), linked into its file right behind the parent's, and then its private pages are
-//! shared: write-protected in the parent, counted, entered in the child. File pages and the zero
+//! Mechanism. One pass over the areas: each is copied to the same place in a tree of the same
+//! shape (no search, no balancing), linked into its file right behind the parent's, and then its
+//! private pages are shared: write-protected in the parent, counted, entered in the child. File pages and the zero
 //! page are left to the child's faults. A child table is made when the first entry for it comes.
 //!
 //! Invariants
@@ -25,7 +25,7 @@ use crate::mm::{Mm, MmUser};
 use crate::pgtable::{Table, for_ptes, get_l1, walk_l1};
 use crate::rss::RssKind;
 use crate::tree::MmTree;
-use crate::vma::{VmFlags, VmaMem, VmaPtr};
+use crate::vma::{VmaMem, VmaPtr};
 use crate::{MmError, TASK_SIZE, interleave};
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering::SeqCst, fence};
@@ -75,22 +75,24 @@ fn dup_areas(
 ) -> Result<(), MmError> {
     // SAFETY: the caller holds a user of the child.
     let child_pgd = unsafe { child.as_ref() }.pgd();
-    let mut at = old.first();
-    while let Some(v) = at {
-        at = old.next(v);
-        if v.flags().contains(VmFlags::DONTCOPY) {
-            continue;
+    let mut failed = None;
+    let result = new.copy_areas(old, |v| {
+        if let Some(e) = failed {
+            return Err(e);
         }
         let copy = VmaMem::alloc()?.init(v.copy_for(child));
-        new.push_back(copy);
         if copy.file.is_some() {
             file::link_after(v, copy);
         }
-        if v.has_anon() {
-            copy_range(parent, child_pgd, v, copied)?;
+        if v.has_anon()
+            && let Err(e) = copy_range(parent, child_pgd, v, copied)
+        {
+            // The copy exists and is linked: it goes into the tree, and nothing after it.
+            failed = Some(e.into());
         }
-    }
-    Ok(())
+        Ok(copy)
+    });
+    result.and(failed.map_or(Ok(()), Err))
 }
 
 /// Shares the private pages of `v` with the child.

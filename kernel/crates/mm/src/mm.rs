@@ -231,18 +231,20 @@ impl Mm {
         // Visited areas chained through `prev_end`, which nobody needs any more: the walk still
         // climbs through them.
         let mut done = 0usize;
+        let mut unlinker = file::Unlinker::new();
         while let Some(first) = at {
             // Areas that touch are unmapped at one go.
             let (start, mut end) = (first.start(), first.start());
             while let Some(v) = at.filter(|v| v.start() == end) {
                 end = v.end();
                 if v.file.is_some() {
-                    file::unlink(v);
+                    unlinker.add(v);
                 }
                 at = tree.next(v);
                 v.prev_end.set(done);
                 done = v.as_raw().expose_provenance();
             }
+            unlinker.flush();
             let ceiling = at.map_or(1 << 47, |v| v.start());
             unmap_range(&mut gather, self.pgd, start, end, 0, ceiling);
         }

@@ -201,16 +201,24 @@ impl MmTree {
         self.total_vm += v.pages();
     }
 
-    /// Links an area that lies after all others.
-    #[inline]
-    pub(crate) fn push_back(&mut self, v: VmaPtr) {
-        let prev_end = self.last().map_or(0, |l| l.end());
-        debug_assert!(prev_end <= v.start(), "INV-TREE-1");
-        v.prev_end.set(prev_end);
-        // SAFETY: as in `insert`.
-        unsafe { self.rb.push_back::<MaxGap>(v.rb()) };
-        self.map_count += 1;
-        self.total_vm += v.pages();
+    /// Fills this empty tree with `copy(v)` for each area of `other`, parents in the tree first. The
+    /// copies have the bounds and the gaps of the originals. If `copy` fails, what was copied
+    /// before is in the tree, good for exit only.
+    pub(crate) fn copy_areas<E>(
+        &mut self,
+        other: &MmTree,
+        mut copy: impl FnMut(VmaPtr) -> Result<VmaPtr, E>,
+    ) -> Result<(), E> {
+        debug_assert!(self.rb.is_empty());
+        // SAFETY: nodes are areas; the copies are live, in no tree, and ours (INV-VMA-1). Equal
+        // bounds in the same order give equal summaries.
+        let (rb, result) = unsafe {
+            other.rb.copy_shape(|n| copy(VmaPtr::from_rb(n)).map(VmaPtr::rb))
+        };
+        self.rb = rb;
+        self.map_count = other.map_count;
+        self.total_vm = other.total_vm;
+        result
     }
 
     /// Unlinks an area.

@@ -52,8 +52,6 @@ bitflags::bitflags! {
         const SHMEM = 0x200;
         /// The program's initial stack.
         const STACK = 0x400;
-        /// Not inherited by fork.
-        const DONTCOPY = 0x800;
         /// READ, WRITE and EXEC.
         const ACCESS = 7;
     }
@@ -78,7 +76,17 @@ pub struct Vma {
     /// Page of the file at `start`.
     pub(crate) pgoff: Cell<u64>,
     pub(crate) file: Option<KArc<AddressSpace>>,
-    pub(crate) map: MapNode,
+    /// Place in `i_mmap`. Initialised if there is a file.
+    map: MaybeUninit<MapNode>,
+}
+
+/// An unlinked node, if there is something to link it to.
+#[inline(always)]
+fn map_node(file: &Option<KArc<AddressSpace>>) -> MaybeUninit<MapNode> {
+    match file {
+        Some(_) => MaybeUninit::new(MapNode::new(0, 0)),
+        None => MaybeUninit::uninit(),
+    }
 }
 
 /// Bits of an entry for pages of an area with `flags`, without write permission.
@@ -113,8 +121,8 @@ impl Vma {
             subtree_gap: Cell::new(0),
             mm,
             pgoff: Cell::new(pgoff),
+            map: map_node(&file),
             file,
-            map: MapNode::new(0, 0),
         }
     }
 
@@ -128,12 +136,12 @@ impl Vma {
             flags: self.flags.clone(),
             has_anon: AtomicBool::new(self.has_anon.load(Relaxed)),
             prot: self.prot.clone(),
-            prev_end: Cell::new(0),
-            subtree_gap: Cell::new(0),
+            prev_end: self.prev_end.clone(),
+            subtree_gap: self.subtree_gap.clone(),
             mm,
             pgoff: self.pgoff.clone(),
             file: self.file.clone(),
-            map: MapNode::new(0, 0),
+            map: map_node(&self.file),
         }
     }
 
@@ -282,9 +290,10 @@ impl VmaPtr {
         self.0.cast()
     }
 
-    /// Its place in its file, with provenance of the whole area.
+    /// Its place in its file, with provenance of the whole area. For areas of files.
     #[inline(always)]
     pub(crate) fn map_node(self) -> NonNull<MapNode> {
+        debug_assert!(self.file.is_some());
         // SAFETY: stays within the area.
         unsafe { self.0.byte_add(core::mem::offset_of!(Vma, map)) }.cast()
     }

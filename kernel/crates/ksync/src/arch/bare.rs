@@ -83,6 +83,18 @@ pub fn current() -> ThreadPtr {
 #[inline(always)]
 pub fn cpu_relax() {
     core::hint::spin_loop();
+    if crate::static_branch!(crate::VIRT_SPIN) {
+        yield_to_host();
+    }
+}
+
+/// Lets the host run another of its threads, perhaps the one we wait for: a write to the port that PCs keep for delays
+/// leaves the emulator's loop, and blocks where other CPUs do the same.
+#[cold]
+#[inline(never)]
+fn yield_to_host() {
+    // SAFETY: port 0x80 shows diagnostic codes on some boards and does nothing else.
+    unsafe { asm!("out 0x80, al", in("al") 0u8, options(nomem, nostack, preserves_flags)) };
 }
 
 /// The time stamp counter, in cycles (under `-icount`, instructions).
@@ -230,7 +242,7 @@ pub(super) fn kick_cpu(cpu: usize) {
 }
 
 /// Lets page clearing and copying use AVX: half the instructions. Boot only, before
-/// [`static_key::patch_all`](crate::static_key::patch_all), with CR4.OSXSAVE and XCR0's AVX bits set. Returns whether
+/// `static_key::patch_all`, with CR4.OSXSAVE and XCR0's AVX bits set. Returns whether
 /// it will: not if XCR0 enables AVX-512, since a VEX instruction clears the upper half of a zmm register and only
 /// the lower half is saved here.
 pub fn enable_avx_copy() -> bool {
