@@ -2,7 +2,7 @@
 //!
 //! A snapshot must not show up in the next one: it is allocated first and filled later.
 
-use crate::arch::kstack;
+use crate::arch::{kstack, paging};
 use crate::{sched, start};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -44,7 +44,7 @@ impl Snapshot {
         self.pages.clear();
         for node in 0..start::topology().nr_nodes() {
             let stat = page_alloc::nr_free(node);
-            self.pages.push((stat.total - stat.free) as u64);
+            self.pages.push((stat.total - stat.free - paging::nr_tables(node)) as u64);
         }
         self.caches.clear();
         slab::slabinfo(|stats| {

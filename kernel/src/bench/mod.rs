@@ -68,6 +68,8 @@ struct Run {
     ready: AtomicUsize,
     gate: AtomicBool,
     gate_queue: WaitQueue,
+    /// Where process 1 waits for the last worker to be ready.
+    ready_queue: WaitQueue,
     /// A worker holds its own while it runs.
     results: Vec<spin::Mutex<Outcome>>,
     next_cpu: AtomicUsize,
@@ -113,6 +115,7 @@ impl Run {
             ready: AtomicUsize::new(0),
             gate: AtomicBool::new(false),
             gate_queue: WaitQueue::new(),
+            ready_queue: WaitQueue::new(),
             results: (0..workers).map(|_| spin::Mutex::new(Outcome::new())).collect(),
             next_cpu: AtomicUsize::new(0),
         }
@@ -124,7 +127,7 @@ fn run_workers(run: &Run, workers: usize) {
     for _ in 0..workers {
         process::kernel_thread("bench", worker, core::ptr::from_ref(run) as usize).expect("memory for the workers");
     }
-    run.gate_queue.wait_until(|| run.ready.load(Ordering::Acquire) == workers);
+    run.ready_queue.wait_until(|| run.ready.load(Ordering::Acquire) == workers);
     trace::reset();
     if lockstat::is_enabled() {
         lockstat::reset();
@@ -152,8 +155,9 @@ extern "C" fn worker(argument: usize) {
     for i in 0..warmup {
         outcome.note(op.run(i));
     }
-    run.ready.fetch_add(1, Ordering::AcqRel);
-    run.gate_queue.wake_all();
+    if run.ready.fetch_add(1, Ordering::AcqRel) + 1 == run.results.len() {
+        run.ready_queue.wake_all();
+    }
     run.gate_queue.wait_until(|| run.gate.load(Ordering::Acquire));
     let overhead = Overhead::of(get_cycles);
     outcome.first_cycle = get_cycles();

@@ -372,9 +372,7 @@ fn choose_address(tree: &MmTree, args: &MapArgs, len: usize) -> Result<usize, Mm
     if let Some(addr) = hinted(tree, args.addr, len) {
         return Ok(addr);
     }
-    tree.find_gap(len, MMAP_MIN_ADDR, tree.mmap_base)
-        .or_else(|| tree.find_gap(len, MMAP_MIN_ADDR, TASK_SIZE))
-        .ok_or(MmError::NoMemory)
+    tree.find_gap(len).ok_or(MmError::NoMemory)
 }
 
 /// The hint, if there is one and its place is free.

@@ -14,7 +14,7 @@ use crate::pgtable::{L1_SHIFT, Pte, find_l1, for_ptes, get_l1, index, walk_l1};
 use crate::tree::MmTree;
 use crate::vma::{VmFlags, VmaMem, VmaPtr};
 use crate::zap::{Gather, unmap_range};
-use crate::{MAX_MAP_COUNT, MMAP_MIN_ADDR, MmError, TASK_SIZE, file, page_align};
+use crate::{MAX_MAP_COUNT, MmError, TASK_SIZE, file, page_align};
 use core::convert::Infallible;
 use ksync::{PAGE_SHIFT, PAGE_SIZE};
 use page_alloc::OutOfMemory;
@@ -88,8 +88,7 @@ impl Mm {
         let to = if fixed {
             new_addr
         } else {
-            let high = tree.mmap_base;
-            tree.find_gap(new_len, MMAP_MIN_ADDR, high).ok_or(MmError::NoMemory)?
+            tree.find_gap(new_len).ok_or(MmError::NoMemory)?
         };
         self.move_area(&mut tree, v, Move { from: addr, old_len, to, new_len })
     }

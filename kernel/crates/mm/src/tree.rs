@@ -10,12 +10,12 @@
 //! Invariants
 //! - INV-TREE-1: areas do not overlap and are ordered.
 //! - INV-TREE-2: `prev_end` is the end of the area before, 0 for the first.
-//! - INV-TREE-3: `subtree_gap` is the greatest `gap` of the subtree.
+//! - INV-TREE-3: `subtree_gap` is the greatest gap below MMAP_BASE before any area of the subtree.
 //! - INV-TREE-4: `map_count` and `total_vm` count the areas and their pages.
 //! - INV-TREE-5: `cache` is null or an area of this tree.
 
 use crate::vma::{Vma, VmaPtr};
-use crate::{MMAP_BASE, MMAP_MIN_ADDR, STACK_LIMIT_DEFAULT};
+use crate::{MMAP_BASE, MMAP_MIN_ADDR, STACK_LIMIT_DEFAULT, TASK_SIZE};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use interval_tree::{Augment, RbNode, RbTree};
@@ -36,7 +36,6 @@ pub(crate) struct MmTree {
     pub(crate) as_limit: usize,
     /// Greatest size of the heap, in bytes.
     pub(crate) data_limit: usize,
-    pub(crate) mmap_base: usize,
 }
 
 /// Keeps `subtree_gap`.
@@ -48,9 +47,10 @@ unsafe fn of<'a>(n: NonNull<RbNode>) -> &'a Vma {
     unsafe { n.cast::<Vma>().as_ref() }
 }
 
+/// Free bytes before `v`, below `MMAP_BASE`: the room above is not where mmap looks.
 #[inline(always)]
 fn gap(v: &Vma) -> usize {
-    v.guarded_start().saturating_sub(v.prev_end.get())
+    v.guarded_start().min(MMAP_BASE).saturating_sub(v.prev_end.get())
 }
 
 // SAFETY: reads nodes and children, writes only `subtree_gap`.
@@ -90,7 +90,6 @@ impl MmTree {
             stack_limit: STACK_LIMIT_DEFAULT,
             as_limit: usize::MAX,
             data_limit: usize::MAX,
-            mmap_base: MMAP_BASE,
         }
     }
 
@@ -101,7 +100,6 @@ impl MmTree {
         self.stack_limit = parent.stack_limit;
         self.as_limit = parent.as_limit;
         self.data_limit = parent.data_limit;
-        self.mmap_base = parent.mmap_base;
     }
 
     /// The first area that ends after `addr` (which may start after it too).
@@ -270,16 +268,34 @@ impl MmTree {
         }
     }
 
-    /// The highest free room of `len` bytes within `low..high`: O(log n).
-    pub(crate) fn find_gap(&self, len: usize, low: usize, high: usize) -> Option<usize> {
-        if len == 0 || high.checked_sub(low)? < len {
-            return None;
-        }
+    /// The highest free room of `len` bytes below `MMAP_BASE`, O(log n); failing that, the highest
+    /// there is, O(n).
+    pub(crate) fn find_gap(&self, len: usize) -> Option<usize> {
+        let (low, high) = (MMAP_MIN_ADDR, MMAP_BASE);
         let above = self.last().map_or(0, |l| l.end());
-        if above <= high - len {
-            return (high - len >= low).then_some(high - len);
+        if len <= high - low {
+            if above <= high - len {
+                return Some(high - len);
+            }
+            if let Some(at) = self.rb.root().and_then(|root| gap_in(root, len)) {
+                return Some(at);
+            }
         }
-        gap_in(self.rb.root()?, len, low, high)
+        self.find_gap_anywhere(len)
+    }
+
+    #[cold]
+    fn find_gap_anywhere(&self, len: usize) -> Option<usize> {
+        let (mut top, mut at) = (TASK_SIZE, self.last());
+        while let Some(v) = at {
+            if top.saturating_sub(v.end()) >= len {
+                break;
+            }
+            top = v.guarded_start();
+            at = self.prev(v);
+        }
+        let bottom = at.map_or(MMAP_MIN_ADDR, |v| v.end());
+        (top.saturating_sub(bottom) >= len).then(|| top - len)
     }
 
     /// Checks INV-TREE-1..5 and INV-VMA-4; panics on a violation. O(n), for tests.
@@ -288,7 +304,7 @@ impl MmTree {
         let (mut at, mut prev_end, mut pages, mut cached) = (self.first(), 0, 0, false);
         while let Some(v) = at {
             assert!(v.start() < v.end() && (v.start() | v.end()) % ksync::PAGE_SIZE == 0);
-            assert!(v.start() >= MMAP_MIN_ADDR && v.end() <= crate::TASK_SIZE, "INV-VMA-4");
+            assert!(v.start() >= MMAP_MIN_ADDR && v.end() <= TASK_SIZE, "INV-VMA-4");
             assert!(prev_end <= v.start(), "INV-TREE-1");
             assert_eq!(v.prev_end.get(), prev_end, "INV-TREE-2");
             let below = [v.rb.left(), v.rb.right()]
@@ -308,28 +324,26 @@ impl MmTree {
     }
 }
 
-/// The highest room of `len` bytes in `low..high` before some area of the subtree at `n`. The depth
-/// is at most twice the logarithm of MAX_MAP_COUNT: 34.
-fn gap_in(n: NonNull<RbNode>, len: usize, low: usize, high: usize) -> Option<usize> {
-    // SAFETY: nodes of a tree whose lock the caller holds.
-    let v = unsafe { of(n) };
-    if v.subtree_gap.get() < len {
-        return None;
+/// The highest room of `len` bytes before some area of the subtree at `n`, between MMAP_MIN_ADDR
+/// and MMAP_BASE. The depth is at most twice the logarithm of MAX_MAP_COUNT: 34.
+fn gap_in(mut n: NonNull<RbNode>, len: usize) -> Option<usize> {
+    loop {
+        // SAFETY: nodes of a tree whose lock the caller holds.
+        let v = unsafe { of(n) };
+        if let Some(found) = promising(v.rb.right(), len).and_then(|right| gap_in(right, len)) {
+            return Some(found);
+        }
+        let (from, to) = (v.prev_end.get().max(MMAP_MIN_ADDR), v.guarded_start().min(MMAP_BASE));
+        if to >= from && to - from >= len {
+            return Some(to - len);
+        }
+        n = promising(v.rb.left(), len)?;
     }
-    let (from, to) = (v.prev_end.get().max(low), v.guarded_start().min(high));
-    // Gaps to the right start at or after this area's end.
-    if v.end() <= high - len
-        && let Some(right) = v.rb.right()
-        && let Some(found) = gap_in(right, len, low, high)
-    {
-        return Some(found);
-    }
-    if to >= from && to - from >= len {
-        return Some(to - len);
-    }
-    // Gaps to the left end at or before this area's start.
-    if v.start() < low + len {
-        return None;
-    }
-    gap_in(v.rb.left()?, len, low, high)
+}
+
+/// A subtree that has a gap of `len` bytes.
+#[inline(always)]
+fn promising(n: Option<NonNull<RbNode>>, len: usize) -> Option<NonNull<RbNode>> {
+    // SAFETY: a node of a tree whose lock the caller holds.
+    n.filter(|&n| unsafe { of(n) }.subtree_gap.get() >= len)
 }

@@ -16,7 +16,7 @@
 //! - INV-PAGING-3: a kernel page table, once linked, is never unlinked; `MAP_LOCK` serialises the linking.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
-use ksync::arch::{phys_to_virt, virt_to_phys};
+use ksync::arch::phys_to_virt;
 use spin::Mutex;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags, Efer, EferFlags};
 
@@ -94,11 +94,6 @@ pub fn drop_identity_map() {
 /// Maps the 4 KiB page at `va` to `pa`, writable, not executable. Fails when `frame` has no memory for a table.
 pub fn map_page(va: usize, pa: usize, frame: &mut dyn FnMut() -> Option<usize>) -> Result<(), page_alloc::OutOfMemory> {
     map(va, pa as u64 | PRESENT | WRITABLE | NO_EXECUTE | GLOBAL, 1, frame)
-}
-
-/// Maps the 2 MiB page at `va` to `pa`, writable, not executable.
-pub fn map_huge(va: usize, pa: usize, frame: &mut dyn FnMut() -> Option<usize>) -> Result<(), page_alloc::OutOfMemory> {
-    map(va, pa as u64 | PRESENT | WRITABLE | NO_EXECUTE | GLOBAL | HUGE, 2, frame)
 }
 
 fn map(va: usize, entry: u64, level: u32, frame: &mut dyn FnMut() -> Option<usize>) -> Result<(), page_alloc::OutOfMemory> {
@@ -243,12 +238,17 @@ fn image_to_phys(va: usize) -> usize {
     pa | va & 0xfff
 }
 
+/// Kernel page tables by the node of their memory; they are kept for good (INV-PAGING-3).
+static NR_TABLES: [AtomicUsize; ksync::MAX_NUMNODES] = [const { AtomicUsize::new(0) }; ksync::MAX_NUMNODES];
+
 /// A zeroed frame from the page allocator for a page table.
 pub fn table_frame() -> Option<usize> {
-    page_alloc::alloc_page(page_alloc::Gfp::ZERO | page_alloc::Gfp::NOFAULT_INJECT).ok().map(|p| p.phys())
+    let page = page_alloc::alloc_page(page_alloc::Gfp::ZERO | page_alloc::Gfp::NOFAULT_INJECT).ok()?;
+    NR_TABLES[page.node()].fetch_add(1, Ordering::Relaxed);
+    Some(page.phys())
 }
 
-/// Physical address of something in the direct map, for devices and page tables.
-pub fn direct_to_phys<T>(p: *const T) -> usize {
-    virt_to_phys(p.cast())
+/// Pages of `node` that hold the kernel's own page tables.
+pub fn nr_tables(node: usize) -> usize {
+    NR_TABLES[node].load(Ordering::Relaxed)
 }

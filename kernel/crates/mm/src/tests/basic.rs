@@ -317,6 +317,14 @@ fn places_and_hints() {
     assert_eq!(mm.mmap(&ro(1).fixed(A + 1)), Err(MmError::Invalid));
     assert_eq!(mm.mmap(&ro(1).fixed(0)), Err(MmError::Perm));
     assert_eq!(mm.mmap(&ro(1).fixed(TASK_SIZE)), Err(MmError::NoMemory));
+    // Below MMAP_BASE there is no room: above it there is.
+    let rest = mm.mmap(&ro((MMAP_BASE - A) >> 12).fixed(A)).unwrap();
+    assert_eq!(mm.mmap(&MapArgs::anon(A, RW)), Ok(TASK_SIZE - A));
+    assert_eq!(mm.mmap(&MapArgs::anon(A - PAGE, RW)), Ok(PAGE), "the lowest gap");
+    assert_eq!(mm.mmap(&MapArgs::anon(TASK_SIZE - MMAP_BASE, RW)), Err(MmError::NoMemory));
+    assert_eq!(mm.mmap(&MapArgs::anon(TASK_SIZE + 1, RW)), Err(MmError::NoMemory));
+    mm.check_invariants();
+    mm.munmap(rest, MMAP_BASE - A).unwrap();
     assert_eq!(mm.mmap(&MapArgs { max_prot: Prot::WRITE, ..ro(1) }), Err(MmError::Access));
     mm.check_invariants();
 }
