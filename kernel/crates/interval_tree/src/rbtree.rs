@@ -418,6 +418,23 @@ impl RbTree {
     /// - All members of this tree use the same augmentation `A`.
     #[inline]
     pub unsafe fn insert_at<A: Augment>(&mut self, node: NonNull<RbNode>, pos: InsertPos) {
+        // SAFETY: the caller's promise.
+        unsafe { self.insert_before::<A>(node, pos, None) };
+    }
+
+    /// [`RbTree::insert_at`] when what the node that follows `node` contributes to summaries has
+    /// changed too (a gap that became smaller): `changed` is that node, if there is one. One pass
+    /// up instead of two.
+    ///
+    /// # Safety
+    /// As for [`RbTree::insert_at`]; `changed` is the member that will follow `node`, or None.
+    #[inline]
+    pub unsafe fn insert_before<A: Augment>(
+        &mut self,
+        node: NonNull<RbNode>,
+        pos: InsertPos,
+        changed: Option<NonNull<RbNode>>,
+    ) {
         // SAFETY: `node` is valid and ours by contract.
         let n = unsafe { r(node) };
         debug_assert!(!n.is_linked(), "inserting a node that is in a tree");
@@ -443,10 +460,11 @@ impl RbTree {
                 }
             }
         }
-        // SAFETY: `node` and all its ancestors are members now.
+        // SAFETY: `node` and all its ancestors are members now. What follows a leaf is one of its
+        // ancestors.
         unsafe {
             A::update(node);
-            self.propagate::<A>(pos.parent, None);
+            self.propagate_through::<A>(pos.parent, changed);
             self.insert_fixup::<A>(node);
         }
     }
@@ -494,8 +512,24 @@ impl RbTree {
     ///
     /// # Safety
     /// `node` is a member of this tree, inserted with the same `A`.
+    #[inline]
     pub unsafe fn erase<A: Augment>(&mut self, node: NonNull<RbNode>) {
-        // SAFETY: `node` is a member, and so is everything reached from it.
+        // SAFETY: the caller's promise.
+        unsafe { self.erase_before::<A>(node, None) };
+    }
+
+    /// [`RbTree::erase`] when what the node that follows `node` contributes to summaries has
+    /// changed too: `changed` is that node, if there is one. One pass up instead of two.
+    ///
+    /// # Safety
+    /// As for [`RbTree::erase`]; `changed` is the member that follows `node`, or None.
+    pub unsafe fn erase_before<A: Augment>(
+        &mut self,
+        node: NonNull<RbNode>,
+        changed: Option<NonNull<RbNode>>,
+    ) {
+        // SAFETY: `node` is a member, and so is everything reached from it. With two children, the
+        // successor is summarised anew where it goes; with none on the right, it is an ancestor.
         unsafe {
             let n = r(node);
             debug_assert!(n.is_linked(), "erasing a node that is in no tree");
@@ -506,7 +540,9 @@ impl RbTree {
                 self.last = neighbour(node, Side::Left);
             }
             let (hole, removed_black) = match (n.left(), n.right()) {
-                (None, child) | (child, None) => (self.splice_out::<A>(node, child), n.is_black()),
+                (None, child) | (child, None) => {
+                    (self.splice_out::<A>(node, child, changed), n.is_black())
+                }
                 (Some(_), Some(right)) => self.swap_out::<A>(node, right),
             };
             n.parent.set(ptr::without_provenance_mut(UNLINKED));

@@ -1,6 +1,7 @@
 //! Every tree operation against a sorted `Vec`, with the invariants checked after each step.
 
 use crate::*;
+use core::cell::Cell;
 use core::ptr::NonNull;
 use proptest::prelude::*;
 use std::boxed::Box;
@@ -311,4 +312,82 @@ fn check_notices_a_broken_summary() {
         t.check_invariants()
     }));
     assert!(broken.is_err());
+}
+
+/// A member whose summary depends on its predecessor: the gap between their keys.
+#[repr(C)]
+struct Gapped {
+    rb: RbNode,
+    key: u64,
+    gap: Cell<u64>,
+    max: Cell<u64>,
+}
+
+struct MaxGap;
+
+fn gapped<'a>(n: NonNull<RbNode>) -> &'a Gapped {
+    // SAFETY: all nodes of the test below are the first field of a leaked `Gapped`.
+    unsafe { n.cast::<Gapped>().as_ref() }
+}
+
+fn greatest_gap(n: NonNull<RbNode>) -> u64 {
+    let v = gapped(n);
+    let below = |c: Option<NonNull<RbNode>>| c.map_or(0, |c| gapped(c).max.get());
+    v.gap.get().max(below(v.rb.left())).max(below(v.rb.right()))
+}
+
+// SAFETY: reads nodes and children, writes only `max`.
+unsafe impl Augment for MaxGap {
+    unsafe fn update(node: NonNull<RbNode>) -> bool {
+        let max = greatest_gap(node);
+        gapped(node).max.replace(max) != max
+    }
+    unsafe fn copy(from: NonNull<RbNode>, to: NonNull<RbNode>) {
+        gapped(to).max.set(gapped(from).max.get());
+    }
+}
+
+proptest! {
+    /// Insertions and removals that change the successor's contribution too.
+    #[test]
+    fn successors_are_summarised_in_the_same_pass(
+        keys in prop::collection::vec((0u64..60, any::<bool>()), 1..120)
+    ) {
+        let mut tree = RbTree::new();
+        for (key, insert) in keys {
+            let at = order(&tree).partition_point(|&n| gapped(n).key < key);
+            let nodes = order(&tree);
+            let prev = at.checked_sub(1).map_or(0, |i| gapped(nodes[i]).key);
+            let there = nodes.get(at).copied().filter(|&n| gapped(n).key == key);
+            match there {
+                None if insert => {
+                    let next = nodes.get(at).copied();
+                    let (gap, max) = (Cell::new(key - prev), Cell::new(7777));
+                    let new = Box::leak(Box::new(Gapped { rb: RbNode::new(), key, gap, max }));
+                    let pos = tree.insert_pos(|n| gapped(n).key < key);
+                    next.inspect(|&n| gapped(n).gap.set(gapped(n).key - key));
+                    // SAFETY: a fresh node, a fresh position, its successor.
+                    unsafe { tree.insert_before::<MaxGap>(NonNull::from(new).cast(), pos, next) };
+                }
+                Some(old) if !insert => {
+                    let next = nodes.get(at + 1).copied();
+                    next.inspect(|&n| gapped(n).gap.set(gapped(n).key - prev));
+                    // SAFETY: a member and its successor; freed once, unlinked.
+                    unsafe {
+                        tree.erase_before::<MaxGap>(old, next);
+                        drop(Box::from_raw(old.cast::<Gapped>().as_ptr()));
+                    }
+                }
+                _ => {}
+            }
+            tree.check_invariants();
+            for n in order(&tree) {
+                prop_assert_eq!(gapped(n).max.get(), greatest_gap(n));
+            }
+        }
+        for n in order(&tree) {
+            // SAFETY: leaked above, and the tree is not used again.
+            unsafe { drop(Box::from_raw(n.cast::<Gapped>().as_ptr())) };
+        }
+    }
 }

@@ -46,6 +46,27 @@ impl RbTree {
         }
     }
 
+    /// Recomputes summaries from `from` up: all up to and with `through`, if given, and on until one
+    /// does not change.
+    #[inline(always)]
+    pub(super) unsafe fn propagate_through<A: Augment>(&mut self, from: Link, through: Link) {
+        let (mut at, mut due) = (from, through);
+        while let Some(n) = at {
+            // SAFETY: `n` is an ancestor of a member, hence a member.
+            unsafe {
+                let changed = A::update(n);
+                if due == Some(n) {
+                    due = None;
+                }
+                if !changed && due.is_none() {
+                    break;
+                }
+                at = r(n).parent();
+            }
+        }
+        debug_assert!(due.is_none(), "not an ancestor");
+    }
+
     /// Rotates `top` down to `side`; its other child takes its place. Colours stay with the nodes.
     pub(super) unsafe fn rotate<A: Augment>(&mut self, top: NonNull<RbNode>, side: Side) {
         // SAFETY: callers rotate only members that have a child on the other side.
@@ -107,10 +128,12 @@ impl RbTree {
     }
 
     /// Replaces `node`, which has at most `child`, by `child`. Returns where black may be missing.
+    /// `changed`: see [`RbTree::erase_before`].
     pub(super) unsafe fn splice_out<A: Augment>(
         &mut self,
         node: NonNull<RbNode>,
         child: Link,
+        changed: Link,
     ) -> Hole {
         // SAFETY: `node` is a member, so are its parent and child.
         unsafe {
@@ -120,10 +143,16 @@ impl RbTree {
                 _ => Side::Left,
             };
             self.relink(parent, node, child);
+            let mut through = changed;
             if let Some(c) = child {
                 r(c).set_parent(parent);
+                if changed == child {
+                    // The successor was the right child, which has no children.
+                    A::update(c);
+                    through = None;
+                }
             }
-            self.propagate::<A>(parent, None);
+            self.propagate_through::<A>(parent, through);
             Hole {
                 node: child,
                 parent,
