@@ -409,6 +409,33 @@ impl RbTree {
         pos
     }
 
+    /// The place right before `next`; for None, after the last node. Amortised O(1).
+    ///
+    /// # Safety
+    /// `next` is a member of this tree.
+    #[inline]
+    pub unsafe fn pos_before(&self, next: Option<NonNull<RbNode>>) -> InsertPos {
+        let Some(next) = next else {
+            return InsertPos {
+                parent: self.last,
+                side: Side::Right,
+            };
+        };
+        // SAFETY: a member, and its left subtree.
+        unsafe {
+            match r(next).left() {
+                None => InsertPos {
+                    parent: Some(next),
+                    side: Side::Left,
+                },
+                Some(c) => InsertPos {
+                    parent: Some(outermost(c, Side::Right)),
+                    side: Side::Right,
+                },
+            }
+        }
+    }
+
     /// Links `node` at `pos` and rebalances. O(log n), no allocation.
     ///
     /// # Safety

@@ -364,7 +364,9 @@ proptest! {
                     let next = nodes.get(at).copied();
                     let (gap, max) = (Cell::new(key - prev), Cell::new(7777));
                     let new = Box::leak(Box::new(Gapped { rb: RbNode::new(), key, gap, max }));
-                    let pos = tree.insert_pos(|n| gapped(n).key < key);
+                    // SAFETY: a member, or none.
+                    let pos = unsafe { tree.pos_before(next) };
+                    prop_assert_eq!(pos, tree.insert_pos(|n| gapped(n).key < key));
                     next.inspect(|&n| gapped(n).gap.set(gapped(n).key - key));
                     // SAFETY: a fresh node, a fresh position, its successor.
                     unsafe { tree.insert_before::<MaxGap>(NonNull::from(new).cast(), pos, next) };
