@@ -181,14 +181,28 @@ fn give_slot(slot: usize) {
 /// Unmaps every free stack and gives its pages back. May sleep; IRQs and preemption on.
 pub fn shrink() {
     for pool in CPU_POOLS.iter().chain(&NODE_POOLS) {
-        loop {
-            let Some(stack) = pool.0.lock_irqsave().pop() else { break };
-            let bottom = stack.into_top() - STACK_SIZE;
-            paging::unmap_pages(bottom, STACK_SIZE);
-            NR_STACKS.fetch_sub(1, Ordering::Relaxed);
-            give_slot((bottom - STACK_SIZE - paging::STACKS_BASE) / SLOT_SIZE);
-        }
+        while shrink_batch(pool) {}
     }
+}
+
+/// Unmaps up to a batch of a pool's stacks; false when there was none.
+fn shrink_batch(pool: &Pool) -> bool {
+    let mut bottoms = [0; 32];
+    let mut nr = 0;
+    while nr < bottoms.len() {
+        let Some(stack) = pool.0.lock_irqsave().pop() else { break };
+        bottoms[nr] = stack.into_top() - STACK_SIZE;
+        nr += 1;
+    }
+    let mut unmapped = paging::Unmapped::new();
+    for bottom in &bottoms[..nr] {
+        (*bottom..bottom + STACK_SIZE).step_by(4096).for_each(|page| unmapped.unmap(page));
+    }
+    // Only when no TLB knows the old pages may the addresses be mapped anew.
+    unmapped.flush();
+    NR_STACKS.fetch_sub(nr, Ordering::Relaxed);
+    bottoms[..nr].iter().for_each(|bottom| give_slot((bottom - STACK_SIZE - paging::STACKS_BASE) / SLOT_SIZE));
+    nr > 0
 }
 
 /// Stacks owned by threads now, and stacks that exist.

@@ -120,29 +120,61 @@ fn map(va: usize, entry: u64, level: u32, frame: &mut dyn FnMut() -> Option<usiz
     Ok(())
 }
 
+/// Pages taken out of the kernel's tables that some TLB may still know. Freed together after one flush, since a flush
+/// interrupts every CPU.
+pub struct Unmapped {
+    pages: [usize; Unmapped::ROOM],
+    nr: usize,
+    low: usize,
+    high: usize,
+}
+
+impl Unmapped {
+    const ROOM: usize = 256;
+
+    /// Nothing yet.
+    pub fn new() -> Unmapped {
+        Unmapped { pages: [0; Self::ROOM], nr: 0, low: usize::MAX, high: 0 }
+    }
+
+    /// Unmaps the 4 KiB page at `va`, if there is one. IRQs and preemption on.
+    pub fn unmap(&mut self, va: usize) {
+        if self.nr == Self::ROOM {
+            self.flush();
+        }
+        let guard = MAP_LOCK.lock();
+        let Some(slot) = leaf(va) else { return };
+        // SAFETY: a live entry of a 4 KiB page; the lock serialises writers.
+        let entry = unsafe { slot.replace(0) };
+        drop(guard);
+        self.pages[self.nr] = (entry & ADDR_MASK) as usize;
+        self.nr += 1;
+        (self.low, self.high) = (self.low.min(va), self.high.max(va + 4096));
+    }
+
+    /// Makes every CPU forget the pages, then frees them.
+    pub fn flush(&mut self) {
+        if self.nr == 0 {
+            return;
+        }
+        let all = ksync::CpuMask::new();
+        (0..super::smp::nr_online()).for_each(|cpu| all.set(cpu));
+        super::tlb::flush_range(&all, 0, self.low, self.high);
+        self.pages[..self.nr].iter().for_each(|&pa| page_alloc::PageRef::from_phys(pa).put());
+        (self.nr, self.low, self.high) = (0, usize::MAX, 0);
+    }
+}
+
+impl Drop for Unmapped {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 /// Unmaps `len` bytes of 4 KiB pages at `va`, tells every CPU, and frees the pages. Holes are skipped.
 pub fn unmap_pages(va: usize, len: usize) {
-    let mut pages = [0usize; 16];
-    for start in (va..va + len).step_by(pages.len() * 4096) {
-        let mut nr = 0;
-        {
-            let _guard = MAP_LOCK.lock();
-            for at in (start..(start + pages.len() * 4096).min(va + len)).step_by(4096) {
-                if let Some(slot) = leaf(at) {
-                    // SAFETY: a live entry of a 4 KiB page; the lock serialises writers.
-                    let entry = unsafe { slot.replace(0) };
-                    pages[nr] = (entry & ADDR_MASK) as usize;
-                    nr += 1;
-                }
-            }
-        }
-        if nr > 0 {
-            let all = ksync::CpuMask::new();
-            (0..super::smp::nr_online()).for_each(|cpu| all.set(cpu));
-            super::tlb::flush_range(&all, 0, start, start + pages.len() * 4096);
-            pages[..nr].iter().for_each(|&pa| page_alloc::PageRef::from_phys(pa).put());
-        }
-    }
+    let mut unmapped = Unmapped::new();
+    (va..va + len).step_by(4096).for_each(|at| unmapped.unmap(at));
 }
 
 /// The present last-level entry for `va`.

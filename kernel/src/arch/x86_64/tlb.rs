@@ -36,8 +36,21 @@ fn flush_local(start: usize, end: usize) {
         for page in (start..end).step_by(4096) {
             ksync::arch::flush_tlb_local_page(page);
         }
+    } else if start >= 1 << 63 {
+        flush_global();
     } else {
         flush_local_all();
+    }
+}
+
+/// Drops this CPU's TLB with the entries that all address spaces share.
+fn flush_global() {
+    use x86_64::registers::control::{Cr4, Cr4Flags};
+    let cr4 = Cr4::read();
+    // SAFETY: global pages are off for a moment, which only costs time.
+    unsafe {
+        Cr4::write(cr4 - Cr4Flags::PAGE_GLOBAL);
+        Cr4::write(cr4);
     }
 }
 
