@@ -98,6 +98,7 @@ fn on_cpus(n: usize, f: impl Fn(usize) + Send + Sync + 'static) {
 
 /// A counter that loom checks for unsynchronised access.
 struct Shared(UnsafeCell<usize>);
+// SAFETY: only reached under the lock that the test is about; loom reports it if not.
 unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
@@ -106,9 +107,11 @@ impl Shared {
         Shared(UnsafeCell::new(0))
     }
     fn add(&self) {
+        // SAFETY: loom gives the pointer and checks that access to it is exclusive.
         self.0.with_mut(|p| unsafe { *p += 1 });
     }
     fn get(&self) -> usize {
+        // SAFETY: loom gives the pointer and checks that access to it is exclusive.
         self.0.with(|p| unsafe { *p })
     }
 }
@@ -469,6 +472,7 @@ mod grace_periods {
     }
 
     unsafe fn run(head: NonNull<RcuHead>) {
+        // SAFETY: made by `Box::into_raw` and given back once.
         let callback = unsafe { Box::from_raw(head.cast::<Callback>().as_ptr()) };
         callback.world.free(0);
     }
@@ -495,6 +499,7 @@ mod grace_periods {
                 world: world.clone(),
             });
             world.current.store(1, Release);
+            // SAFETY: the head is used by nothing else until the callback has run.
             unsafe { rcu::call(NonNull::new_unchecked(Box::into_raw(callback)).cast(), run) };
             while rcu::process_callbacks() == 0 {
                 if rcu::idle_enter() {
@@ -535,6 +540,7 @@ mod grace_periods {
                     static HEAD: RcuHead = RcuHead::new();
                     arch::loom::set_cpu(1);
                     rcu::cpu_online();
+                    // SAFETY: the head is used by nothing else until the callback has run.
                     unsafe { rcu::call(NonNull::from(&HEAD), nothing) };
                     rcu::process_callbacks();
                     world.read();

@@ -332,6 +332,7 @@ fn completion_on_the_stack() {
                         p => break p as *const Completion,
                     }
                 };
+                // SAFETY: valid for the length of the test.
                 unsafe { &*done }.complete();
             }
         }
@@ -390,6 +391,7 @@ mod rcu {
     }
 
     unsafe fn free(head: NonNull<RcuHead>) {
+        // SAFETY: made by `Box::into_raw` and given back once.
         let object = unsafe { Box::from_raw(head.cast::<Object>().as_ptr()) };
         assert_eq!(object.alive.swap(0, SeqCst), ALIVE, "freed twice");
         object.freed.fetch_add(1, SeqCst);
@@ -403,6 +405,7 @@ mod rcu {
         });
         let old = slot.swap(Box::into_raw(new), SeqCst);
         if !old.is_null() {
+            // SAFETY: the head is used by nothing else until the callback has run.
             unsafe { rcu::call(NonNull::new_unchecked(old).cast(), free) };
         }
         !old.is_null()
@@ -425,6 +428,7 @@ mod rcu {
                     }
                 } else {
                     let guard = rcu::read_lock();
+                    // SAFETY: inside a read-side section, which is what keeps the object.
                     if let Some(object) = unsafe { slot.load(SeqCst).as_ref() } {
                         for _ in 0..3 {
                             assert_eq!(object.alive.load(SeqCst), ALIVE);
@@ -438,6 +442,7 @@ mod rcu {
         rcu::barrier();
         assert_eq!(FREED.load(SeqCst), called.load(SeqCst));
         assert_eq!(called.load(SeqCst), ROUNDS - 1);
+        // SAFETY: made by `Box::into_raw` and given back once.
         drop(unsafe { Box::from_raw(slot.load(SeqCst)) });
     }
 
@@ -478,6 +483,7 @@ mod rcu {
                 assert_eq!(FREED.load(SeqCst), 1);
             }
         });
+        // SAFETY: made by `Box::into_raw` and given back once.
         drop(unsafe { Box::from_raw(slot.load(SeqCst)) });
     }
 
@@ -493,6 +499,7 @@ mod rcu {
                 publish(&slots[i], &FREED);
                 for slot in &slots {
                     let _guard = rcu::read_lock();
+                    // SAFETY: inside a read-side section, which is what keeps the object.
                     if let Some(object) = unsafe { slot.load(SeqCst).as_ref() } {
                         thread::yield_now();
                         assert_eq!(object.alive.load(SeqCst), ALIVE);
@@ -506,6 +513,7 @@ mod rcu {
         rcu::barrier();
         assert_eq!(FREED.load(SeqCst), THREADS * (ROUNDS / 4 - 1));
         for slot in slots {
+            // SAFETY: made by `Box::into_raw` and given back once.
             drop(unsafe { Box::from_raw(slot.load(SeqCst)) });
         }
     }
@@ -524,6 +532,7 @@ mod rcu {
                 }
             } else {
                 arch::host::set_cpu(201);
+                // SAFETY: the head is used by nothing else until the callback has run.
                 unsafe { rcu::call(NonNull::from(&HEAD), nothing) };
                 let mut named = false;
                 let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
@@ -532,6 +541,7 @@ mod rcu {
                     rcu::process_callbacks();
                     rcu::for_each_holdout(|cpu| named |= cpu == 200);
                     if !named && !rcu::needs_cpu() {
+                        // SAFETY: the head is used by nothing else until the callback has run.
                         unsafe { rcu::call(NonNull::from(&HEAD), nothing) };
                     }
                 }
