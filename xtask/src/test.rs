@@ -3,9 +3,7 @@
 //! Three suites, each a `cargo test`: the crates on the host, ksync's interleavings under loom, and the scenarios in
 //! QEMU. What passes is counted; what fails is shown. The last line is `N passed, N failed`.
 
-use crate::{
-    apt::Installer, build::Artifacts, emulator, paths, progress::Step, toolchain,
-};
+use crate::{apt::Installer, build::Artifacts, emulator, paths, progress::Step, toolchain};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{BufRead, BufReader, Read},

@@ -18,7 +18,7 @@ const LOCAL: u8 = 10;
 /// Machines with names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Name {
-    /// 4 CPUs (2 cores of 2 threads), 512 MiB, no NUMA tables at all
+    /// 4 CPUs, 512 MiB, no NUMA tables at all
     Laptop,
     /// 8 CPUs on 4 nodes in 2 packages, 256 MiB each
     Default,
@@ -39,8 +39,6 @@ pub struct Topology {
     pub name: String,
     /// CPUs on each node; 0 for a node with memory only.
     pub nodes: Vec<u32>,
-    /// Threads per core; CPUs on a node are this many times its cores.
-    pub threads: u32,
     /// Memory of each node, in MiB.
     pub memory_mib: u64,
     /// `distances[from][to]`, 10 to itself.
@@ -65,25 +63,22 @@ pub struct Changes<'a> {
 impl Topology {
     /// The machine of that name.
     pub fn named(name: Name) -> Self {
-        let (nodes, threads, memory_mib, distances): (Vec<u32>, u32, u64, Vec<Vec<u8>>) = match name
-        {
-            Name::Laptop => (vec![4], 2, 512, packages(1, 1)),
-            Name::Default => (vec![2; 4], 1, 256, packages(4, 2)),
-            Name::SparseApic => (vec![3; 4], 1, 256, packages(4, 2)),
+        let (nodes, memory_mib, distances): (Vec<u32>, u64, Vec<Vec<u8>>) = match name {
+            Name::Laptop => (vec![4], 512, packages(1, 1)),
+            Name::Default => (vec![2; 4], 256, packages(4, 2)),
+            Name::SparseApic => (vec![3; 4], 256, packages(4, 2)),
             Name::MemoryOnlyNode => (
                 vec![2, 2, 0],
-                1,
                 256,
                 vec![vec![10, 20, 40], vec![20, 10, 30], vec![40, 30, 10]],
             ),
-            Name::OneNode => (vec![8], 1, 1024, packages(1, 1)),
-            Name::Hygon => (vec![32; 12], 2, 512, packages(12, 2)),
+            Name::OneNode => (vec![8], 1024, packages(1, 1)),
+            Name::Hygon => (vec![32; 12], 512, packages(12, 2)),
         };
         let word = name.to_possible_value().map(|v| v.get_name().to_string());
         Self {
             name: word.unwrap_or_default(),
             nodes,
-            threads,
             memory_mib,
             distances,
             numa: name != Name::Laptop,
@@ -127,9 +122,6 @@ impl Topology {
                 .with_context(|| format!("--distances {}", path.display()))?;
             self.numa = true;
             self.name = "custom".into();
-        }
-        if self.nodes.iter().any(|cpus| cpus % self.threads != 0) {
-            self.threads = 1;
         }
         self.check()?;
         Ok(self)
@@ -189,17 +181,17 @@ impl Topology {
             format!("{}M", self.memory_mib * nodes as u64),
             "-smp".into(),
         ];
-        // One socket per node where that comes out even, else one per core: QEMU wants a full product.
+        // One socket per node where that comes out even, else one per CPU: QEMU wants a full product. No two
+        // threads to a core: QEMU's `max` CPU cannot have them under TCG.
         let with_cpus: Vec<u32> = self.nodes.iter().copied().filter(|n| *n > 0).collect();
         let per_socket = if with_cpus.iter().all(|n| *n == with_cpus[0]) {
             with_cpus[0]
         } else {
-            self.threads
+            1
         };
-        let (sockets, cores) = (cpus / per_socket, per_socket / self.threads);
+        let sockets = cpus / per_socket;
         args.push(format!(
-            "cpus={cpus},sockets={sockets},cores={cores},threads={}",
-            self.threads
+            "cpus={cpus},sockets={sockets},cores={per_socket},threads=1"
         ));
         if !self.numa {
             return args;
@@ -365,10 +357,6 @@ mod tests {
             machine
                 .arguments()
                 .contains(&"node,nodeid=2,memdev=mem2".into())
-        );
-        assert_eq!(
-            change(Name::Hygon, Some(383), None, None).unwrap().threads,
-            1
         );
         assert!(change(Name::Laptop, None, Some(2), None).unwrap().numa);
     }
