@@ -40,10 +40,11 @@ impl Mm {
         if new < old {
             self.unmap_locked(tree, new, old)?;
         } else if new > old {
-            if !in_task(old, new - old) || tree.find(old).is_some_and(|n| n.guarded_start() < new) {
+            let next = tree.find(old);
+            if !in_task(old, new - old) || next.is_some_and(|n| n.guarded_start() < new) {
                 return Err(MmError::NoMemory);
             }
-            self.map_at(tree, old, new, HEAP, None)?;
+            self.map_at(tree, (old, new), next, HEAP, None)?;
         }
         tree.brk = to;
         Ok(())

@@ -28,8 +28,8 @@
 //!   only fork makes another owner, and fork is excluded.
 
 use crate::mm::{Mm, zero_page};
-use crate::pgtable::{L1_SHIFT, L2_SHIFT, Pte, SHMEM, SPECIAL, Slot, Table, find_l1, get_l1};
 use crate::pgtable::{ANON, index};
+use crate::pgtable::{L1_SHIFT, L2_SHIFT, Pte, SHMEM, SPECIAL, Slot, Table, find_l1, get_l1};
 use crate::rss::RssKind;
 use crate::tree::MmTree;
 use crate::vma::{VmFlags, VmaPtr};
@@ -214,7 +214,10 @@ impl Mm {
     #[inline]
     fn enter_anon(&self, v: VmaPtr, slot: Slot, old: Pte, page: PageRef) -> bool {
         v.note_anon();
-        let done = slot.cas(old, Pte::new(page.phys(), v.prot.get() | v.write_bits() | ANON));
+        let done = slot.cas(
+            old,
+            Pte::new(page.phys(), v.prot.get() | v.write_bits() | ANON),
+        );
         if !done {
             page.put();
         }
@@ -224,7 +227,10 @@ impl Mm {
     /// The zero page for a read.
     #[inline]
     fn map_zero(&self, v: VmaPtr, slot: Slot) -> Result<(), Stop> {
-        slot.cas(Pte::NONE, Pte::new(zero_page().phys(), v.prot.get() | SPECIAL));
+        slot.cas(
+            Pte::NONE,
+            Pte::new(zero_page().phys(), v.prot.get() | SPECIAL),
+        );
         Ok(())
     }
 
@@ -353,13 +359,7 @@ impl Mm {
     }
 
     /// Maps the page at `addr` of a file, and its neighbours that are cached.
-    fn map_file(
-        &self,
-        v: VmaPtr,
-        file: &AddressSpace,
-        t1: Table,
-        addr: usize,
-    ) -> Result<(), Stop> {
+    fn map_file(&self, v: VmaPtr, file: &AddressSpace, t1: Table, addr: usize) -> Result<(), Stop> {
         let mut bits = v.prot.get();
         if v.is_shared() {
             bits |= v.write_bits();
@@ -401,7 +401,11 @@ impl Mm {
         self.rss().add(rss_kind(pte), 1);
         // INV-FAULT-2. `page` cannot be freed and reused before this look: if a walker took our
         // entry out, the page has left the cache for good, and nobody caches a page twice.
-        if file.still_cached(page) { Ok(()) } else { self.undo(slot, pte, addr) }
+        if file.still_cached(page) {
+            Ok(())
+        } else {
+            self.undo(slot, pte, addr)
+        }
     }
 }
 

@@ -28,17 +28,15 @@ fn pages_of(v: VmaPtr, start: usize, end: usize) -> (u64, u64) {
     (first, first + ((end - start) >> PAGE_SHIFT) as u64 - 1)
 }
 
-/// Makes the area's node ready to be linked.
+/// Makes the area's node ready to be linked for the first time.
 #[inline]
 fn prepare(v: VmaPtr) -> NonNull<MapNode> {
     let (first, last) = pages_of(v, v.start(), v.end());
     let node = v.map_node();
-    // SAFETY: initialised, since the area has a file; unlinked (the callers' promise), and only
-    // we know the area or hold its lock.
-    unsafe {
-        node.as_ref().set_owner(v.as_raw().cast());
-        node.as_ref().set_range(first, last);
-    }
+    // SAFETY: part of the area, which nobody but us knows yet (the callers' promise).
+    unsafe { node.write(MapNode::new(first, last)) };
+    // SAFETY: just written.
+    unsafe { node.as_ref() }.set_owner(v.as_raw().cast());
     node
 }
 
@@ -54,7 +52,10 @@ pub(crate) fn link(v: VmaPtr) {
 pub(crate) fn link_after(parent: VmaPtr, child: VmaPtr) {
     let Some(file) = &child.file else { return };
     // SAFETY: as in `link`; the parent is linked while its mmap_lock is held for write.
-    unsafe { file.i_mmap().insert_after(parent.map_node(), prepare(child)) };
+    unsafe {
+        file.i_mmap()
+            .insert_after(parent.map_node(), prepare(child))
+    };
 }
 
 /// Unlinks an area of a file: no walker knows it any more when this returns. May sleep.
@@ -76,7 +77,10 @@ pub(crate) struct Unlinker {
 
 impl Unlinker {
     pub(crate) const fn new() -> Self {
-        Unlinker { nodes: [None; UNLINK_BATCH], nr: 0 }
+        Unlinker {
+            nodes: [None; UNLINK_BATCH],
+            nr: 0,
+        }
     }
 
     /// Takes on an area of a file; it stays valid until `flush`.
@@ -118,12 +122,7 @@ impl Unlinker {
 
 /// Runs `change`, which gives `v` the range `to` (within what it has, or longer at the end), and
 /// links `new`: all at once for walkers. May sleep.
-pub(crate) fn adjust(
-    v: VmaPtr,
-    to: (usize, usize),
-    new: Option<VmaPtr>,
-    change: impl FnOnce(),
-) {
+pub(crate) fn adjust(v: VmaPtr, to: (usize, usize), new: Option<VmaPtr>, change: impl FnOnce()) {
     let Some(file) = &v.file else { return change() };
     let (first, last) = pages_of(v, to.0, to.1);
     let node = v.map_node();
@@ -139,7 +138,11 @@ pub(crate) fn adjust(
 
 /// The pages behind a shared anonymous mapping of `len` bytes.
 pub(crate) fn new_shmem(len: usize) -> Result<KArc<AddressSpace>, MmError> {
-    Ok(AddressSpace::new(Filler::Zero, len as u64, b"/dev/zero (deleted)")?)
+    Ok(AddressSpace::new(
+        Filler::Zero,
+        len as u64,
+        b"/dev/zero (deleted)",
+    )?)
 }
 
 /// Removes every mapping of pages `first..=last` of `file`, in all address spaces; private copies
@@ -151,7 +154,9 @@ pub fn unmap_mapping_range(file: &AddressSpace, first: u64, last: u64, even_cows
     // INV-FAULT-2: between the caller's clearing of `mapping` and our reading of entries.
     fence(SeqCst);
     file.i_mmap().for_each_overlap(first, last, |node| {
-        let Some(v) = VmaPtr::from_raw(node.owner().cast()) else { return };
+        let Some(v) = VmaPtr::from_raw(node.owner().cast()) else {
+            return;
+        };
         let from = first.max(node.first()) - node.first();
         let to = last.min(node.last()) - node.first() + 1;
         let start = v.start() + ((from as usize) << PAGE_SHIFT);
@@ -159,6 +164,8 @@ pub fn unmap_mapping_range(file: &AddressSpace, first: u64, last: u64, even_cows
         // SAFETY: INV-VMA-3: the mm outlives the area's membership, which `i_mmap` holds now.
         let mm = unsafe { v.mm.as_ref() };
         let mut gather = Gather::new(mm);
-        zap_range(&mut gather, mm, start, end, |pte: Pte| even_cows || !pte.is_anon());
+        zap_range(&mut gather, mm, start, end, |pte: Pte| {
+            even_cows || !pte.is_anon()
+        });
     });
 }

@@ -48,7 +48,11 @@ pub(crate) fn dup_mm(parent: &MmUser) -> Result<MmUser, MmError> {
     let mut old = parent.mmap_lock().write();
     let mut new = child.mmap_lock().write();
     new.inherit(&old);
-    let mut copied = Copied { anon: 0, tables: 0, narrowed: false };
+    let mut copied = Copied {
+        anon: 0,
+        tables: 0,
+        narrowed: false,
+    };
     let result = dup_areas(parent, child.as_ptr(), &old, &mut new, &mut copied);
     if copied.narrowed {
         fence(SeqCst);

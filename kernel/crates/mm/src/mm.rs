@@ -42,7 +42,10 @@ pub fn init() -> Result<(), MmError> {
         return Ok(());
     }
     let page = page_alloc::alloc_page(Gfp::ZERO | Gfp::NOFAULT_INJECT)?;
-    if ZERO_PAGE.compare_exchange(0, page.phys(), AcqRel, Relaxed).is_err() {
+    if ZERO_PAGE
+        .compare_exchange(0, page.phys(), AcqRel, Relaxed)
+        .is_err()
+    {
         page.put();
     }
     Ok(())
@@ -178,7 +181,9 @@ impl Mm {
     /// Becomes a user, unless the last one has gone: for /proc and ptrace, which find the object
     /// through a task. Any context.
     pub fn try_get_user(this: &KArc<Mm>) -> Option<MmUser> {
-        let n = this.users.fetch_update(Acquire, Relaxed, |n| (n != 0).then_some(n + 1));
+        let n = this
+            .users
+            .fetch_update(Acquire, Relaxed, |n| (n != 0).then_some(n + 1));
         // The users' common reference is ours too now (INV-MM-1).
         n.ok().map(|_| MmUser(NonNull::from(&**this)))
     }
@@ -262,7 +267,10 @@ impl Mm {
 
 impl Drop for Mm {
     fn drop(&mut self) {
-        debug_assert!(self.cpumask.is_empty(), "INV-MM-3: a CPU runs on a root that is freed");
+        debug_assert!(
+            self.cpumask.is_empty(),
+            "INV-MM-3: a CPU runs on a root that is freed"
+        );
         // SAFETY: no reference is left, so no CPU has the root loaded; empty since exit_mmap
         // (INV-MM-2).
         unsafe { free_pgd(self.pgd) };

@@ -107,8 +107,7 @@ fn area_flags(args: &MapArgs) -> Result<VmFlags, MmError> {
     if !args.max_prot.contains(args.prot) {
         return Err(MmError::Access);
     }
-    let mut flags =
-        prot_flags(args.prot) | VmFlags::from_bits_truncate(args.max_prot.bits() << 4);
+    let mut flags = prot_flags(args.prot) | VmFlags::from_bits_truncate(args.max_prot.bits() << 4);
     if shared {
         flags |= VmFlags::SHARED;
         if args.file.is_none() {
@@ -136,15 +135,17 @@ impl Mm {
         let flags = area_flags(args)?;
         let source = match &args.file {
             Some((f, pgoff)) => {
-                pgoff.checked_add((len >> PAGE_SHIFT) as u64).ok_or(MmError::Overflow)?;
+                pgoff
+                    .checked_add((len >> PAGE_SHIFT) as u64)
+                    .ok_or(MmError::Overflow)?;
                 Some((f.clone(), *pgoff))
             }
             None if flags.contains(VmFlags::SHMEM) => Some((file::new_shmem(len)?, 0)),
             None => None,
         };
         let mut tree = self.mmap_lock().write();
-        let addr = choose_address(&tree, args, len)?;
-        self.map_at(&mut tree, addr, addr + len, flags, source)?;
+        let (addr, at) = choose_address(&tree, args, len)?;
+        self.map_at(&mut tree, (addr, addr + len), at, flags, source)?;
         drop(tree);
         if args.flags.contains(MapFlags::POPULATE) {
             self.populate(addr, addr + len, flags);
@@ -154,7 +155,9 @@ impl Mm {
 
     /// Unmaps `addr..addr + len`; holes are fine. May sleep. Errors: Invalid, NoMemory.
     pub fn munmap(&self, addr: usize, len: usize) -> Result<(), MmError> {
-        let len = page_align(len).filter(|&l| l != 0).ok_or(MmError::Invalid)?;
+        let len = page_align(len)
+            .filter(|&l| l != 0)
+            .ok_or(MmError::Invalid)?;
         if !addr.is_multiple_of(PAGE_SIZE) || len > TASK_SIZE || addr > TASK_SIZE - len {
             return Err(MmError::Invalid);
         }
@@ -165,7 +168,9 @@ impl Mm {
     /// Maps the program's initial stack: `size` bytes below `top`, growing down to the stack
     /// limit. Returns its start. May sleep.
     pub fn map_stack(&self, top: usize, size: usize) -> Result<usize, MmError> {
-        let size = page_align(size).filter(|&s| s != 0 && s < top).ok_or(MmError::Invalid)?;
+        let size = page_align(size)
+            .filter(|&s| s != 0 && s < top)
+            .ok_or(MmError::Invalid)?;
         if !top.is_multiple_of(PAGE_SIZE) || !in_task(top - size, size) {
             return Err(MmError::Invalid);
         }
@@ -177,19 +182,21 @@ impl Mm {
             | VmFlags::GROWSDOWN
             | VmFlags::STACK;
         let mut tree = self.mmap_lock().write();
-        if tree.overlaps(top - size, top) {
+        let at = tree.find(top - size);
+        if at.is_some_and(|v| v.start() < top) {
             return Err(MmError::Exists);
         }
-        self.map_at(&mut tree, top - size, top, flags, None)?;
+        self.map_at(&mut tree, (top - size, top), at, flags, None)?;
         Ok(top - size)
     }
 
-    /// Makes an area at `start..end`, where what exists is unmapped.
+    /// Makes an area at `start..end`, where what exists is unmapped. `at` is the first area that
+    /// ends after `start`.
     pub(crate) fn map_at(
         &self,
         tree: &mut MmTree,
-        start: usize,
-        end: usize,
+        (start, end): (usize, usize),
+        at: Option<VmaPtr>,
         flags: VmFlags,
         source: Option<(KArc<AddressSpace>, u64)>,
     ) -> Result<(), MmError> {
@@ -197,20 +204,23 @@ impl Mm {
         if tree.as_limit.saturating_sub(tree.total_vm) < pages || tree.map_count >= MAX_MAP_COUNT {
             return Err(MmError::NoMemory);
         }
-        let occupied = tree.overlaps(start, end);
-        if !occupied && source.is_none() && try_merge(tree, start, end, flags) {
+        let mut next = at;
+        let occupied = at.filter(|v| v.start() < end);
+        if occupied.is_none() && source.is_none() && try_merge(tree, start, end, flags, next) {
             return Ok(());
         }
         // From here on nothing may fail after something has changed.
         let room = VmaMem::alloc()?;
-        if occupied {
-            self.unmap_locked(tree, start, end)?;
-            if source.is_none() && try_merge(tree, start, end, flags) {
+        if let Some(first) = occupied {
+            let tail = tail_room(tree, first, start, end)?;
+            let gather = &mut Gather::new(self);
+            next = self.unmap_with(tree, gather, first, (start, end), tail, true);
+            if source.is_none() && try_merge(tree, start, end, flags, next) {
                 return Ok(());
             }
         }
         let v = room.init(Vma::new(NonNull::from(self), start, end, flags, source));
-        tree.insert(v);
+        tree.insert_before(next, v);
         if v.file.is_some() {
             file::link(v);
         }
@@ -224,39 +234,46 @@ impl Mm {
         start: usize,
         end: usize,
     ) -> Result<(), MmError> {
-        let Some(v) = tree.find(start).filter(|v| v.start() < end) else { return Ok(()) };
-        let mut tail = None;
-        if v.start() < start && end < v.end() {
-            if tree.map_count >= MAX_MAP_COUNT {
-                return Err(MmError::NoMemory);
-            }
-            tail = Some(VmaMem::alloc()?);
-        }
-        self.unmap_with(tree, &mut Gather::new(self), (start, end), tail, true);
+        let Some(v) = tree.find(start).filter(|v| v.start() < end) else {
+            return Ok(());
+        };
+        let tail = tail_room(tree, v, start, end)?;
+        self.unmap_with(tree, &mut Gather::new(self), v, (start, end), tail, true);
         Ok(())
     }
 
-    /// Unmaps `start..end` (aligned) with `tail` for the split that this may need. Tables are
-    /// kept unless `free_tables`: then the caller sees to INV-ZAP-2.
+    /// Unmaps `start..end` (aligned), where `first` is the first area, with `tail` for the split
+    /// that this may need. Returns the first area behind. Tables are kept unless `free_tables`:
+    /// then the caller sees to INV-ZAP-2.
     pub(crate) fn unmap_with(
         &self,
         tree: &mut MmTree,
         gather: &mut Gather<'_>,
+        first: VmaPtr,
         (start, end): (usize, usize),
         tail: Option<VmaMem>,
         free_tables: bool,
-    ) {
-        remove_areas(tree, start, end, tail);
-        let floor = tree.find_before(start).map_or(0, |p| p.end());
-        let ceiling = tree.find(end).map_or(1 << 47, |n| n.start());
+    ) -> Option<VmaPtr> {
+        let floor = if first.start() < start {
+            start
+        } else {
+            first.prev_end.get()
+        };
+        let next = remove_areas(tree, first, start, end, tail);
+        let ceiling = next.map_or(1 << 47, |n| n.start());
         let floor = if free_tables { floor } else { usize::MAX };
         unmap_range(gather, self.pgd(), start, end, floor, ceiling);
+        next
     }
 
     /// Faults in a range that has just been mapped; errors do not matter (as on Linux).
     fn populate(&self, start: usize, end: usize, flags: VmFlags) {
         let write = flags.contains(VmFlags::WRITE) && !flags.contains(VmFlags::SHARED);
-        let how = if write { crate::FaultFlags::WRITE } else { crate::FaultFlags::empty() };
+        let how = if write {
+            crate::FaultFlags::WRITE
+        } else {
+            crate::FaultFlags::empty()
+        };
         for addr in (start..end).step_by(PAGE_SIZE) {
             if self.handle_fault(addr, how).is_err() {
                 return;
@@ -265,41 +282,67 @@ impl Mm {
     }
 }
 
-/// Takes `start..end` out of the tree and out of `i_mmap`. `tail` is memory for the upper part if
-/// the range lies inside one area.
-fn remove_areas(tree: &mut MmTree, start: usize, end: usize, mut tail: Option<VmaMem>) {
-    let mut at = tree.find(start);
-    while let Some(v) = at.filter(|v| v.start() < end) {
-        if v.start() < start {
-            if v.end() > end {
-                let room = tail.take().expect("callers bring memory for a split");
-                split(tree, v, end, room);
-            }
-            resize(tree, v, v.start(), start);
-            at = tree.next(v);
-        } else if v.end() > end {
-            resize(tree, v, end, v.end());
-            return;
-        } else {
-            at = tree.next(v);
-            if v.file.is_some() {
-                file::unlink(v);
-            }
-            tree.erase(v);
-            // SAFETY: out of the tree and of i_mmap, mmap_lock is held for write.
-            unsafe { v.free() };
-        }
+/// Memory for the split that unmapping `start..end` needs if it lies inside the area `v`.
+fn tail_room(
+    tree: &MmTree,
+    v: VmaPtr,
+    start: usize,
+    end: usize,
+) -> Result<Option<VmaMem>, MmError> {
+    if v.start() >= start || v.end() <= end {
+        return Ok(None);
     }
+    if tree.map_count >= MAX_MAP_COUNT {
+        return Err(MmError::NoMemory);
+    }
+    Ok(Some(VmaMem::alloc()?))
+}
+
+/// Takes `start..end` out of the tree and out of `i_mmap`; `first` is the first area there, `tail`
+/// memory for the upper part if the range lies inside it. Returns the first area behind.
+fn remove_areas(
+    tree: &mut MmTree,
+    first: VmaPtr,
+    start: usize,
+    end: usize,
+    tail: Option<VmaMem>,
+) -> Option<VmaPtr> {
+    if let Some(room) = tail
+        && first.start() < start
+        && first.end() > end
+    {
+        split(tree, first, end, room);
+    }
+    let mut at = Some(first);
+    while let Some(v) = at.filter(|v| v.start() < end) {
+        if v.end() > end {
+            resize(tree, v, end, v.end());
+            break;
+        }
+        at = tree.next(v);
+        if v.start() < start {
+            resize(tree, v, v.start(), start);
+            continue;
+        }
+        if v.file.is_some() {
+            file::unlink(v);
+        }
+        tree.erase(v);
+        // SAFETY: out of the tree and of i_mmap, mmap_lock is held for write.
+        unsafe { v.free() };
+    }
+    at
 }
 
 /// Cuts `v` in two at `at`; returns the upper part, made in `room`.
 pub(crate) fn split(tree: &mut MmTree, v: VmaPtr, at: usize, room: VmaMem) -> VmaPtr {
     debug_assert!(v.start() < at && at < v.end());
     let upper = room.init(v.copy_for(v.mm));
-    upper.pgoff.set(if v.file.is_some() { v.pgoff_of(at) } else { 0 });
+    upper
+        .pgoff
+        .set(if v.file.is_some() { v.pgoff_of(at) } else { 0 });
     upper.start.set(at);
-    file::adjust(v, (v.start(), at), Some(upper), || tree.set_range(v, v.start(), at));
-    tree.insert(upper);
+    file::adjust(v, (v.start(), at), Some(upper), || tree.split(v, upper));
     upper
 }
 
@@ -314,14 +357,25 @@ pub(crate) fn resize(tree: &mut MmTree, v: VmaPtr, start: usize, end: usize) {
 }
 
 /// Adds `start..end`, which is free, to a neighbouring private anonymous area with the same
-/// flags; joins both neighbours if the room between them closes.
-pub(crate) fn try_merge(tree: &mut MmTree, start: usize, end: usize, flags: VmFlags) -> bool {
+/// flags; joins both neighbours if the room between them closes. `next`: the first area behind.
+pub(crate) fn try_merge(
+    tree: &mut MmTree,
+    start: usize,
+    end: usize,
+    flags: VmFlags,
+    next: Option<VmaPtr>,
+) -> bool {
     if !mergeable(flags) {
         return false;
     }
     let like = |v: &VmaPtr| v.file.is_none() && v.flags() == flags;
-    let next = tree.find(end).filter(|n| n.start() == end && like(n));
-    let prev = tree.find_before(start).filter(|p| p.end() == start && like(p));
+    let prev = match next {
+        Some(n) if n.prev_end.get() == start => tree.prev(n),
+        Some(_) => None,
+        None => tree.last().filter(|l| l.end() == start),
+    };
+    let prev = prev.filter(like);
+    let next = next.filter(|n| n.start() == end && like(n));
     match (prev, next) {
         (None, None) => return false,
         (Some(p), None) => tree.set_range(p, p.start(), end),
@@ -354,33 +408,43 @@ pub(crate) fn merge_with_prev(tree: &mut MmTree, v: VmaPtr) -> VmaPtr {
     p
 }
 
-/// Where to map `len` bytes.
-fn choose_address(tree: &MmTree, args: &MapArgs, len: usize) -> Result<usize, MmError> {
+/// Where to map `len` bytes, and the first area that ends after that address.
+fn choose_address(
+    tree: &MmTree,
+    args: &MapArgs,
+    len: usize,
+) -> Result<(usize, Option<VmaPtr>), MmError> {
     let noreplace = args.flags.contains(MapFlags::FIXED_NOREPLACE);
     if noreplace || args.flags.contains(MapFlags::FIXED) {
         if !args.addr.is_multiple_of(PAGE_SIZE) {
             return Err(MmError::Invalid);
         }
         if !in_task(args.addr, len) {
-            return Err(if args.addr < MMAP_MIN_ADDR { MmError::Perm } else { MmError::NoMemory });
+            return Err(if args.addr < MMAP_MIN_ADDR {
+                MmError::Perm
+            } else {
+                MmError::NoMemory
+            });
         }
-        if noreplace && tree.overlaps(args.addr, args.addr + len) {
+        let at = tree.find(args.addr);
+        if noreplace && at.is_some_and(|v| v.start() < args.addr + len) {
             return Err(MmError::Exists);
         }
-        return Ok(args.addr);
+        return Ok((args.addr, at));
     }
-    if let Some(addr) = hinted(tree, args.addr, len) {
-        return Ok(addr);
+    match hinted(tree, args.addr, len) {
+        Some(found) => Ok(found),
+        None => tree.find_gap(len).ok_or(MmError::NoMemory),
     }
-    tree.find_gap(len).ok_or(MmError::NoMemory)
 }
 
-/// The hint, if there is one and its place is free.
-fn hinted(tree: &MmTree, hint: usize, len: usize) -> Option<usize> {
+/// The hint, if there is one and its place is free; and the first area behind.
+fn hinted(tree: &MmTree, hint: usize, len: usize) -> Option<(usize, Option<VmaPtr>)> {
     let addr = page_align(hint)?;
     if hint == 0 || !in_task(addr, len) {
         return None;
     }
-    let free = tree.find(addr).is_none_or(|v| v.guarded_start() >= addr + len);
-    free.then_some(addr)
+    let next = tree.find(addr);
+    let free = next.is_none_or(|v| v.guarded_start() >= addr + len);
+    free.then_some((addr, next))
 }

@@ -22,7 +22,9 @@ impl Mm {
     /// Gives all pages of `addr..addr + len` the rights `prot`. May sleep. Errors: Invalid,
     /// NoMemory (a hole in the range too), Access (a file not opened for it).
     pub fn mprotect(&self, addr: usize, len: usize, prot: Prot) -> Result<(), MmError> {
-        let Some((start, end)) = checked_range(addr, len)? else { return Ok(()) };
+        let Some((start, end)) = checked_range(addr, len)? else {
+            return Ok(());
+        };
         let mut tree = self.mmap_lock().write();
         let (low, high) = prepare(&tree, start, end, prot)?;
         let mut gather = Gather::new(self);
@@ -33,20 +35,32 @@ impl Mm {
     /// MADV_DONTNEED: throws the pages of the range away; the next access finds zeroes, or the
     /// file's content. May sleep. Errors: Invalid, NoMemory (a hole; the rest is done).
     pub fn madvise_dontneed(&self, addr: usize, len: usize) -> Result<(), MmError> {
-        let Some((start, end)) = checked_range(addr, len)? else { return Ok(()) };
+        let Some((start, end)) = checked_range(addr, len)? else {
+            return Ok(());
+        };
         let tree = self.mmap_lock().write();
         let mut gather = Gather::new(self);
         let (mut at, mut covered, mut whole) = (tree.find(start), start, true);
         while let Some(v) = at.filter(|v| v.start() < end) {
             whole &= v.start() <= covered;
             covered = v.end();
-            zap_range(&mut gather, self, v.start().max(start), v.end().min(end), |_| true);
+            zap_range(
+                &mut gather,
+                self,
+                v.start().max(start),
+                v.end().min(end),
+                |_| true,
+            );
             at = tree.next(v);
         }
         // The flush comes before faults can happen again.
         drop(gather);
         drop(tree);
-        if whole && covered >= end { Ok(()) } else { Err(MmError::NoMemory) }
+        if whole && covered >= end {
+            Ok(())
+        } else {
+            Err(MmError::NoMemory)
+        }
     }
 
     /// Changes areas and entries; cannot fail. `rooms` is memory for the splits at both ends.
@@ -90,7 +104,10 @@ fn checked_range(addr: usize, len: usize) -> Result<Option<(usize, usize)>, MmEr
         return Err(MmError::Invalid);
     }
     let len = page_align(len).ok_or(MmError::NoMemory)?;
-    let end = addr.checked_add(len).filter(|&e| e <= TASK_SIZE).ok_or(MmError::NoMemory)?;
+    let end = addr
+        .checked_add(len)
+        .filter(|&e| e <= TASK_SIZE)
+        .ok_or(MmError::NoMemory)?;
     Ok((len != 0).then_some((addr, end)))
 }
 

@@ -50,8 +50,12 @@ impl Mm {
         flags: RemapFlags,
         new_addr: usize,
     ) -> Result<usize, MmError> {
-        let old_len = page_align(old_len).filter(|&l| l != 0).ok_or(MmError::Invalid)?;
-        let new_len = page_align(new_len).filter(|&l| l != 0).ok_or(MmError::Invalid)?;
+        let old_len = page_align(old_len)
+            .filter(|&l| l != 0)
+            .ok_or(MmError::Invalid)?;
+        let new_len = page_align(new_len)
+            .filter(|&l| l != 0)
+            .ok_or(MmError::Invalid)?;
         let fixed = flags.contains(RemapFlags::FIXED);
         if !addr.is_multiple_of(PAGE_SIZE)
             || !in_task(addr, old_len)
@@ -88,9 +92,18 @@ impl Mm {
         let to = if fixed {
             new_addr
         } else {
-            tree.find_gap(new_len).ok_or(MmError::NoMemory)?
+            tree.find_gap(new_len).ok_or(MmError::NoMemory)?.0
         };
-        self.move_area(&mut tree, v, Move { from: addr, old_len, to, new_len })
+        self.move_area(
+            &mut tree,
+            v,
+            Move {
+                from: addr,
+                old_len,
+                to,
+                new_len,
+            },
+        )
     }
 
     fn move_area(&self, tree: &mut MmTree, v: VmaPtr, mv: Move) -> Result<usize, MmError> {
@@ -101,28 +114,33 @@ impl Mm {
         }
         let room = VmaMem::alloc()?;
         let cut_from = VmaMem::alloc()?;
-        let cut_to = if tree.overlaps(mv.to, to_end) { Some(VmaMem::alloc()?) } else { None };
+        let occupied = tree.find(mv.to).filter(|t| t.start() < to_end);
+        let cut_to = occupied.map(|_| VmaMem::alloc()).transpose()?;
         if let Err(e) = self.make_tables(v, mv) {
             self.free_tables_in_holes(tree, mv.to, to_end);
             return Err(e.into());
         }
         // From here on nothing fails.
-        let mut gather = Gather::new(self);
-        if cut_to.is_some() {
+        let gather = &mut Gather::new(self);
+        if let Some(first) = occupied {
             // Keep all tables: we have just made sure they are there.
-            self.unmap_with(tree, &mut gather, (mv.to, to_end), cut_to, false);
+            self.unmap_with(tree, gather, first, (mv.to, to_end), cut_to, false);
         }
         // The unmapping may have cut the source's area: look again.
         let v = tree.find(mv.from).unwrap_or(v);
         let new = room.init(v.copy_for(v.mm));
-        new.pgoff.set(if v.file.is_some() { v.pgoff_of(mv.from) } else { 0 });
+        new.pgoff.set(if v.file.is_some() {
+            v.pgoff_of(mv.from)
+        } else {
+            0
+        });
         new.set_flags(v.flags().difference(VmFlags::GROWSDOWN | VmFlags::STACK));
         new.start.set(mv.to);
         new.end.set(to_end);
-        tree.insert(new);
+        tree.insert_before(tree.find(mv.to), new);
         file::link(new);
-        self.move_entries(&mut gather, v, mv);
-        self.unmap_with(tree, &mut gather, (mv.from, from_end), Some(cut_from), true);
+        self.move_entries(gather, v, mv);
+        self.unmap_with(tree, gather, v, (mv.from, from_end), Some(cut_from), true);
         Ok(mv.to)
     }
 
@@ -154,7 +172,7 @@ impl Mm {
             let next = tree.find(at);
             let hole_end = next.map_or(end, |v| v.start().min(end));
             if at < hole_end {
-                let floor = tree.find_before(at).map_or(0, |p| p.end());
+                let floor = next.map_or_else(|| tree.last_end(), |v| v.prev_end.get());
                 let ceiling = next.map_or(1 << 47, |v| v.start());
                 unmap_range(&mut gather, self.pgd(), at, hole_end, floor, ceiling);
             }
@@ -200,6 +218,8 @@ fn grow_in_place(tree: &mut MmTree, v: VmaPtr, addr: usize, old: usize, new: usi
     if tree.next(v).is_some_and(|n| n.guarded_start() < end) {
         return false;
     }
-    file::adjust(v, (v.start(), end), None, || tree.set_range(v, v.start(), end));
+    file::adjust(v, (v.start(), end), None, || {
+        tree.set_range(v, v.start(), end)
+    });
     true
 }

@@ -66,7 +66,10 @@ impl Mm {
         let tree = self.mmap_lock().read();
         let v = tree.find_exact(addr).filter(|v| v.is_shared())?;
         let object = KArc::as_ptr(v.file.as_ref()?).addr();
-        Some((object, ((v.pgoff_of(addr) as usize) << PAGE_SHIFT) + addr % PAGE_SIZE))
+        Some((
+            object,
+            ((v.pgoff_of(addr) as usize) << PAGE_SHIFT) + addr % PAGE_SIZE,
+        ))
     }
 
     /// Calls `f(page, offset, bytes)` for each page of the range, held and faulted in.
@@ -77,7 +80,10 @@ impl Mm {
         flags: FaultFlags,
         mut f: impl FnMut(PageRef, usize, usize),
     ) -> Result<(), MmError> {
-        let end = addr.checked_add(len).filter(|&e| e <= TASK_SIZE).ok_or(MmError::Fault)?;
+        let end = addr
+            .checked_add(len)
+            .filter(|&e| e <= TASK_SIZE)
+            .ok_or(MmError::Fault)?;
         let mut at = addr;
         while at < end {
             let base = at & !(PAGE_SIZE - 1);
@@ -101,7 +107,9 @@ impl Mm {
     /// The page at `addr` with a reference, present and (for WRITE) writable.
     fn hold_page(&self, tree: &MmTree, addr: usize, flags: FaultFlags) -> Result<PageRef, Stop> {
         self.fault_locked(tree, addr, flags)?;
-        let slot = find_l1(self.pgd(), addr).ok_or(Stop::Retry)?.slot(index(addr, L1_SHIFT));
+        let slot = find_l1(self.pgd(), addr)
+            .ok_or(Stop::Retry)?
+            .slot(index(addr, L1_SHIFT));
         let pte = slot.load();
         let fine = pte.is_present() && (pte.is_writable() || !flags.contains(FaultFlags::WRITE));
         if !fine || !pte.page().try_get() {

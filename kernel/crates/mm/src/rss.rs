@@ -33,7 +33,9 @@ pub struct RssStat {
 impl RssStat {
     /// All zero.
     pub const fn new() -> Self {
-        RssStat { counts: [const { AtomicIsize::new(0) }; NR_RSS] }
+        RssStat {
+            counts: [const { AtomicIsize::new(0) }; NR_RSS],
+        }
     }
 
     /// Adds `pages` (may be negative). Any context.

@@ -50,7 +50,9 @@ unsafe fn of<'a>(n: NonNull<RbNode>) -> &'a Vma {
 /// Free bytes before `v`, below `MMAP_BASE`: the room above is not where mmap looks.
 #[inline(always)]
 fn gap(v: &Vma) -> usize {
-    v.guarded_start().min(MMAP_BASE).saturating_sub(v.prev_end.get())
+    v.guarded_start()
+        .min(MMAP_BASE)
+        .saturating_sub(v.prev_end.get())
 }
 
 // SAFETY: reads nodes and children, writes only `subtree_gap`.
@@ -116,9 +118,7 @@ impl MmTree {
 
     fn find_slow(&self, addr: usize) -> Option<VmaPtr> {
         // SAFETY: nodes of this tree are areas, and the lock is held for `&self` to exist.
-        let found = unsafe {
-            VmaPtr::from_rb(self.rb.lower_bound(|n| of(n).end() <= addr)?)
-        };
+        let found = unsafe { VmaPtr::from_rb(self.rb.lower_bound(|n| of(n).end() <= addr)?) };
         if found.start() <= addr {
             self.cache.store(found.as_raw(), Relaxed);
         }
@@ -146,6 +146,11 @@ impl MmTree {
         self.rb.last().map(|n| unsafe { VmaPtr::from_rb(n) })
     }
 
+    /// Where the last area ends; 0 without areas.
+    pub(crate) fn last_end(&self) -> usize {
+        self.last().map_or(0, |l| l.end())
+    }
+
     /// The area after `v` of this tree.
     #[inline]
     pub(crate) fn next(&self, v: VmaPtr) -> Option<VmaPtr> {
@@ -159,44 +164,34 @@ impl MmTree {
         unsafe { RbTree::prev(v.rb()).map(|n| VmaPtr::from_rb(n)) }
     }
 
-    /// The last area that starts before `addr`.
-    pub(crate) fn find_before(&self, addr: usize) -> Option<VmaPtr> {
-        match self.find(addr) {
-            Some(v) if v.start() < addr => Some(v),
-            Some(v) => self.prev(v),
-            None => self.last(),
-        }
-    }
-
-    /// Links an area that overlaps none.
-    pub(crate) fn insert(&mut self, v: VmaPtr) {
-        let (mut prev_end, mut next) = (0, None);
-        let start = v.start();
-        let pos = self.rb.insert_pos(|n| {
-            // SAFETY: a node of this tree.
-            let at = unsafe { VmaPtr::from_rb(n) };
-            let before = at.start() < start;
-            if before {
-                prev_end = at.end();
-            } else {
-                next = Some(at);
-            }
-            before
-        });
-        debug_assert!(prev_end <= start && next.is_none_or(|n| v.end() <= n.start()), "INV-TREE-1");
+    /// Links an area into free room; `next` is the first area behind it.
+    pub(crate) fn insert_before(&mut self, next: Option<VmaPtr>, v: VmaPtr) {
+        let prev_end = match next {
+            Some(n) => n.prev_end.replace(v.end()),
+            None => self.last_end(),
+        };
+        debug_assert!(prev_end <= v.start() && next.is_none_or(|n| v.end() <= n.start()));
         v.prev_end.set(prev_end);
-        // SAFETY: `next` is in this tree; `v` is live and in no tree, `pos` is fresh (summaries do
-        // not move nodes), all nodes use MaxGap. One change at a time: rotations lean on the
-        // summaries being right.
+        // SAFETY: `next` is in this tree and follows `v`, which is live and in no tree; all nodes
+        // use MaxGap.
         unsafe {
-            if let Some(n) = next {
-                n.prev_end.set(v.end());
-                self.rb.update_path::<MaxGap>(n.rb());
-            }
-            self.rb.insert_at::<MaxGap>(v.rb(), pos);
+            let next = next.map(VmaPtr::rb);
+            let pos = self.rb.pos_before(next);
+            self.rb.insert_before::<MaxGap>(v.rb(), pos, next);
         }
+        *self.cache.get_mut() = v.as_raw();
         self.map_count += 1;
         self.total_vm += v.pages();
+    }
+
+    /// Cuts `v` at `upper.start()` and links `upper`, which gets the rest. No gap changes.
+    pub(crate) fn split(&mut self, v: VmaPtr, upper: VmaPtr) {
+        debug_assert!(v.start() < upper.start() && upper.start() < v.end());
+        v.end.set(upper.start());
+        upper.prev_end.set(upper.start());
+        // SAFETY: `v` is in this tree, `upper` is live and in no tree; all nodes use MaxGap.
+        unsafe { self.rb.insert_after::<MaxGap>(v.rb(), upper.rb()) };
+        self.map_count += 1;
     }
 
     /// Fills this empty tree with `copy(v)` for each area of `other`, parents in the tree first. The
@@ -211,7 +206,9 @@ impl MmTree {
         // SAFETY: nodes are areas; the copies are live, in no tree, and ours (INV-VMA-1). Equal
         // bounds in the same order give equal summaries.
         let (rb, result) = unsafe {
-            other.rb.copy_shape(|n| copy(VmaPtr::from_rb(n)).map(VmaPtr::rb))
+            other
+                .rb
+                .copy_shape(|n| copy(VmaPtr::from_rb(n)).map(VmaPtr::rb))
         };
         self.rb = rb;
         self.map_count = other.map_count;
@@ -223,14 +220,11 @@ impl MmTree {
     pub(crate) fn erase(&mut self, v: VmaPtr) {
         self.forget_cached(v);
         let next = self.next(v);
-        // SAFETY: `v` and `next` are in this tree, all nodes use MaxGap.
-        unsafe {
-            self.rb.erase::<MaxGap>(v.rb());
-            if let Some(n) = next {
-                n.prev_end.set(v.prev_end.get());
-                self.rb.update_path::<MaxGap>(n.rb());
-            }
+        if let Some(n) = next {
+            n.prev_end.set(v.prev_end.get());
         }
+        // SAFETY: `v` is in this tree, and `next` follows it; all nodes use MaxGap.
+        unsafe { self.rb.erase_before::<MaxGap>(v.rb(), next.map(VmaPtr::rb)) };
         self.map_count -= 1;
         self.total_vm -= v.pages();
     }
@@ -269,33 +263,33 @@ impl MmTree {
     }
 
     /// The highest free room of `len` bytes below `MMAP_BASE`, O(log n); failing that, the highest
-    /// there is, O(n).
-    pub(crate) fn find_gap(&self, len: usize) -> Option<usize> {
-        let (low, high) = (MMAP_MIN_ADDR, MMAP_BASE);
-        let above = self.last().map_or(0, |l| l.end());
-        if len <= high - low {
-            if above <= high - len {
-                return Some(high - len);
+    /// there is, O(n). Returns its start and the first area behind it.
+    pub(crate) fn find_gap(&self, len: usize) -> Option<(usize, Option<VmaPtr>)> {
+        let above = self.last_end();
+        if len <= MMAP_BASE - MMAP_MIN_ADDR {
+            if above <= MMAP_BASE - len {
+                return Some((MMAP_BASE - len, None));
             }
-            if let Some(at) = self.rb.root().and_then(|root| gap_in(root, len)) {
-                return Some(at);
+            if let Some((at, next)) = self.rb.root().and_then(|root| gap_in(root, len)) {
+                return Some((at, Some(next)));
             }
         }
         self.find_gap_anywhere(len)
     }
 
     #[cold]
-    fn find_gap_anywhere(&self, len: usize) -> Option<usize> {
-        let (mut top, mut at) = (TASK_SIZE, self.last());
+    fn find_gap_anywhere(&self, len: usize) -> Option<(usize, Option<VmaPtr>)> {
+        let (mut top, mut next, mut at) = (TASK_SIZE, None, self.last());
         while let Some(v) = at {
             if top.saturating_sub(v.end()) >= len {
                 break;
             }
             top = v.guarded_start();
+            next = at;
             at = self.prev(v);
         }
         let bottom = at.map_or(MMAP_MIN_ADDR, |v| v.end());
-        (top.saturating_sub(bottom) >= len).then(|| top - len)
+        (top.saturating_sub(bottom) >= len).then(|| (top - len, next))
     }
 
     /// Checks INV-TREE-1..5 and INV-VMA-4; panics on a violation. O(n), for tests.
@@ -304,7 +298,10 @@ impl MmTree {
         let (mut at, mut prev_end, mut pages, mut cached) = (self.first(), 0, 0, false);
         while let Some(v) = at {
             assert!(v.start() < v.end() && (v.start() | v.end()) % ksync::PAGE_SIZE == 0);
-            assert!(v.start() >= MMAP_MIN_ADDR && v.end() <= TASK_SIZE, "INV-VMA-4");
+            assert!(
+                v.start() >= MMAP_MIN_ADDR && v.end() <= TASK_SIZE,
+                "INV-VMA-4"
+            );
             assert!(prev_end <= v.start(), "INV-TREE-1");
             assert_eq!(v.prev_end.get(), prev_end, "INV-TREE-2");
             let below = [v.rb.left(), v.rb.right()]
@@ -325,17 +322,21 @@ impl MmTree {
 }
 
 /// The highest room of `len` bytes before some area of the subtree at `n`, between MMAP_MIN_ADDR
-/// and MMAP_BASE. The depth is at most twice the logarithm of MAX_MAP_COUNT: 34.
-fn gap_in(mut n: NonNull<RbNode>, len: usize) -> Option<usize> {
+/// and MMAP_BASE, and that area. The depth is at most twice the logarithm of MAX_MAP_COUNT: 34.
+fn gap_in(mut n: NonNull<RbNode>, len: usize) -> Option<(usize, VmaPtr)> {
     loop {
         // SAFETY: nodes of a tree whose lock the caller holds.
         let v = unsafe { of(n) };
         if let Some(found) = promising(v.rb.right(), len).and_then(|right| gap_in(right, len)) {
             return Some(found);
         }
-        let (from, to) = (v.prev_end.get().max(MMAP_MIN_ADDR), v.guarded_start().min(MMAP_BASE));
+        let (from, to) = (
+            v.prev_end.get().max(MMAP_MIN_ADDR),
+            v.guarded_start().min(MMAP_BASE),
+        );
         if to >= from && to - from >= len {
-            return Some(to - len);
+            // SAFETY: as above.
+            return Some((to - len, unsafe { VmaPtr::from_rb(n) }));
         }
         n = promising(v.rb.left(), len)?;
     }

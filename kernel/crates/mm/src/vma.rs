@@ -76,23 +76,18 @@ pub struct Vma {
     /// Page of the file at `start`.
     pub(crate) pgoff: Cell<u64>,
     pub(crate) file: Option<KArc<AddressSpace>>,
-    /// Place in `i_mmap`. Initialised if there is a file.
+    /// Place in `i_mmap`. Written right before the area is linked there the first time.
     map: MaybeUninit<MapNode>,
-}
-
-/// An unlinked node, if there is something to link it to.
-#[inline(always)]
-fn map_node(file: &Option<KArc<AddressSpace>>) -> MaybeUninit<MapNode> {
-    match file {
-        Some(_) => MaybeUninit::new(MapNode::new(0, 0)),
-        None => MaybeUninit::uninit(),
-    }
 }
 
 /// Bits of an entry for pages of an area with `flags`, without write permission.
 #[inline]
 pub(crate) fn prot_bits(flags: VmFlags) -> u64 {
-    let base = if flags.intersects(VmFlags::ACCESS) { PRESENT } else { PROTNONE };
+    let base = if flags.intersects(VmFlags::ACCESS) {
+        PRESENT
+    } else {
+        PROTNONE
+    };
     let nx = if flags.contains(VmFlags::EXEC) { 0 } else { NX };
     base | nx | USER | ACCESSED
 }
@@ -121,8 +116,8 @@ impl Vma {
             subtree_gap: Cell::new(0),
             mm,
             pgoff: Cell::new(pgoff),
-            map: map_node(&file),
             file,
+            map: MaybeUninit::uninit(),
         }
     }
 
@@ -141,7 +136,7 @@ impl Vma {
             mm,
             pgoff: self.pgoff.clone(),
             file: self.file.clone(),
-            map: map_node(&self.file),
+            map: MaybeUninit::uninit(),
         }
     }
 
@@ -181,7 +176,11 @@ impl Vma {
     /// RW and DIRTY if pages that belong to the area may be written.
     #[inline(always)]
     pub(crate) fn write_bits(&self) -> u64 {
-        if self.flags().contains(VmFlags::WRITE) { RW | DIRTY } else { 0 }
+        if self.flags().contains(VmFlags::WRITE) {
+            RW | DIRTY
+        } else {
+            0
+        }
     }
 
     /// Page of the file at `addr`, which lies in the area.
@@ -207,7 +206,11 @@ impl Vma {
     /// Start, less the guard gap if the area grows down.
     #[inline(always)]
     pub(crate) fn guarded_start(&self) -> usize {
-        let gap = if self.flags().contains(VmFlags::GROWSDOWN) { crate::STACK_GUARD_GAP } else { 0 };
+        let gap = if self.flags().contains(VmFlags::GROWSDOWN) {
+            crate::STACK_GUARD_GAP
+        } else {
+            0
+        };
         self.start().saturating_sub(gap)
     }
 }

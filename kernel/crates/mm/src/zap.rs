@@ -194,31 +194,36 @@ pub(crate) fn unmap_range(
         let base = va >> shift << shift;
         (base >= floor && base + (1 << shift) <= ceiling).then_some(base)
     };
-    infallible(for_slots::<L4_SHIFT, Infallible>(pgd, start, end, |s4, a, b| {
-        let Some(t3) = s4.table() else { return Ok(()) };
-        for_slots::<L3_SHIFT, Infallible>(t3, a, b, |s3, a, b| {
-            let Some(t2) = s3.table() else { return Ok(()) };
-            for_slots::<L2_SHIFT, Infallible>(t2, a, b, |s2, a, b| {
-                let Some(t1) = s2.table() else { return Ok(()) };
-                clear_l1(gather, t1, a, b);
-                if let Some(base) = unused(a, L2_SHIFT) {
-                    s2.store(Pte::NONE);
-                    gather.table(t1, base, 1 << L2_SHIFT);
+    infallible(for_slots::<L4_SHIFT, Infallible>(
+        pgd,
+        start,
+        end,
+        |s4, a, b| {
+            let Some(t3) = s4.table() else { return Ok(()) };
+            for_slots::<L3_SHIFT, Infallible>(t3, a, b, |s3, a, b| {
+                let Some(t2) = s3.table() else { return Ok(()) };
+                for_slots::<L2_SHIFT, Infallible>(t2, a, b, |s2, a, b| {
+                    let Some(t1) = s2.table() else { return Ok(()) };
+                    clear_l1(gather, t1, a, b);
+                    if let Some(base) = unused(a, L2_SHIFT) {
+                        s2.store(Pte::NONE);
+                        gather.table(t1, base, 1 << L2_SHIFT);
+                    }
+                    Ok(())
+                })?;
+                if let Some(base) = unused(a, L3_SHIFT) {
+                    s3.store(Pte::NONE);
+                    gather.table(t2, base, 1 << L3_SHIFT);
                 }
                 Ok(())
             })?;
-            if let Some(base) = unused(a, L3_SHIFT) {
-                s3.store(Pte::NONE);
-                gather.table(t2, base, 1 << L3_SHIFT);
+            if let Some(base) = unused(a, L4_SHIFT) {
+                s4.store(Pte::NONE);
+                gather.table(t3, base, 1 << L4_SHIFT);
             }
             Ok(())
-        })?;
-        if let Some(base) = unused(a, L4_SHIFT) {
-            s4.store(Pte::NONE);
-            gather.table(t3, base, 1 << L4_SHIFT);
-        }
-        Ok(())
-    }));
+        },
+    ));
 }
 
 /// Clears the entries of one L1 table in `start..end`; nobody else changes them.

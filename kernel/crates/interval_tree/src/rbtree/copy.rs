@@ -50,34 +50,23 @@ impl RbTree {
         let Some(mut old) = self.root else {
             return (tree, Ok(()));
         };
-        let mut new = match copy(old) {
-            Ok(n) => n,
-            Err(e) => return (tree, Err(e)),
-        };
-        // SAFETY: `old` runs over members of this tree, `new` over their counterparts, which are
-        // ours; both stand at the same place in their trees throughout.
-        let result = unsafe {
-            place(old, new, None, Side::Left);
-            tree.root = Some(new);
-            let mut side = Side::Left;
-            loop {
-                // Down where there is something on `side`; else the other way; else up.
-                if let Some(child) = r(old).get(side) {
-                    match copy(child) {
-                        Ok(c) => {
-                            place(child, c, Some(new), side);
-                            (old, new, side) = (child, c, Side::Left);
-                            continue;
-                        }
-                        Err(e) => break Err(e),
-                    }
+        // Where the copy of `old` goes.
+        let (mut parent, mut side) = (None, Side::Left);
+        let result = loop {
+            // One call in the loop, so that it can be inlined.
+            let new = match copy(old) {
+                Ok(new) => new,
+                Err(e) => break Err(e),
+            };
+            // SAFETY: `old` runs over members of this tree, `new` is its counterpart, which is ours,
+            // and so is `parent`; old and new stand at the same place in their trees.
+            unsafe {
+                place(old, new, parent, side);
+                if parent.is_none() {
+                    tree.root = Some(new);
                 }
-                if side == Side::Left {
-                    side = Side::Right;
-                    continue;
-                }
-                match next_right(old, new) {
-                    Some(at) => (old, new) = at,
+                match next_to_copy(old, new) {
+                    Some((at, under, on)) => (old, parent, side) = (at, Some(under), on),
                     None => break Ok(()),
                 }
             }
@@ -91,24 +80,35 @@ impl RbTree {
     }
 }
 
-/// Up from a finished subtree to the nearest ancestor whose right side is still to be done, in both
-/// trees at once.
+/// The next node in depth-first order after `old`, and where its copy goes: under whom, on which
+/// side.
 ///
 /// # Safety
-/// `old` is a member whose tree's lock is held; `new` stands at the same place in the copy.
+/// `old` is a member whose tree's lock is held; `new` stands at the same place in the copy, which
+/// has all nodes before `old` in depth-first order.
 #[inline(always)]
-unsafe fn next_right(
+unsafe fn next_to_copy(
     mut old: NonNull<RbNode>,
     mut new: NonNull<RbNode>,
-) -> Option<(NonNull<RbNode>, NonNull<RbNode>)> {
-    // SAFETY: parents of members are members, and the copy has all ancestors (parents first).
+) -> Option<(NonNull<RbNode>, NonNull<RbNode>, Side)> {
+    // SAFETY: children and parents of members are members; the copy has all ancestors.
     unsafe {
+        if let Some(left) = r(old).left() {
+            return Some((left, new, Side::Left));
+        }
         loop {
-            let (up, up_new) = (r(old).parent()?, r(new).parent()?);
-            if r(up).left() == Some(old) {
-                return Some((up, up_new));
+            if let Some(right) = r(old).right() {
+                return Some((right, new, Side::Right));
             }
-            (old, new) = (up, up_new);
+            // Up, past all whose right side is done.
+            loop {
+                let (up, up_new) = (r(old).parent()?, r(new).parent()?);
+                let from_left = r(up).left() == Some(old);
+                (old, new) = (up, up_new);
+                if from_left {
+                    break;
+                }
+            }
         }
     }
 }

@@ -34,9 +34,9 @@ mod kernel;
 mod table;
 
 pub use kernel::{MapError, PageSize, map, map_range, translate, unmap};
-pub(crate) use table::{alloc_pgd, free_pgd, free_table, init_stash};
 #[cfg(test)]
 pub(crate) use table::test_root;
+pub(crate) use table::{alloc_pgd, free_pgd, free_table, init_stash};
 pub use table::{drain_tables, set_kernel_pgd};
 
 use core::ptr::NonNull;
@@ -202,7 +202,9 @@ impl Slot {
     /// Sets the entry if it still is `old`. A full barrier (INV-FAULT-2 leans on that).
     #[inline(always)]
     pub fn cas(self, old: Pte, new: Pte) -> bool {
-        self.cell().compare_exchange(old.0, new.0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        self.cell()
+            .compare_exchange(old.0, new.0, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
     }
 
     /// The table an upper-level user entry points to.
@@ -259,7 +261,8 @@ impl Table {
         let mut any = 0;
         for k in 0..8 {
             // SAFETY: INV-PT-1 and the bound above.
-            any |= unsafe { self.0.cast::<AtomicU64>().add(i + k).as_ref() }.load(Ordering::Relaxed);
+            any |=
+                unsafe { self.0.cast::<AtomicU64>().add(i + k).as_ref() }.load(Ordering::Relaxed);
         }
         any == 0
     }
@@ -304,7 +307,9 @@ fn make_table(slot: Slot, made: &mut usize) -> Result<Table, OutOfMemory> {
     }
     // Another fault was faster. SAFETY: nobody has seen the new table, and it is empty.
     unsafe { free_table(new) };
-    Ok(slot.table().expect("INV-PT-1: tables are not freed under a fault"))
+    Ok(slot
+        .table()
+        .expect("INV-PT-1: tables are not freed under a fault"))
 }
 
 /// Calls `f(slot, from, to)` for each entry of `table` that covers part of `start..end`.

@@ -38,7 +38,10 @@ fn accesses_that_must_fail() {
     assert_eq!(read(&mm, A + PAGE), Err(FaultError::SegvMaperr));
     assert_eq!(read(&mm, TASK_SIZE), Err(FaultError::SegvMaperr));
     assert_eq!(read(&mm, usize::MAX - 7), Err(FaultError::SegvMaperr));
-    assert_eq!(access(&mm, A, FaultFlags::EXEC).err(), Some(FaultError::SegvAccerr));
+    assert_eq!(
+        access(&mm, A, FaultFlags::EXEC).err(),
+        Some(FaultError::SegvAccerr)
+    );
     mm.mprotect(A, PAGE, Prot::READ).unwrap();
     assert_eq!(write(&mm, A, 1), Err(FaultError::SegvAccerr));
     mm.mprotect(A, PAGE, Prot::empty()).unwrap();
@@ -58,7 +61,11 @@ fn prot_none_keeps_contents() {
     let before = arch::host::nr_tlb_flushes();
     mm.activate(0);
     mm.mprotect(A + PAGE, PAGE, Prot::empty()).unwrap();
-    assert_eq!(arch::host::nr_tlb_flushes(), before + 1, "narrowing flushes");
+    assert_eq!(
+        arch::host::nr_tlb_flushes(),
+        before + 1,
+        "narrowing flushes"
+    );
     assert_eq!(nr_areas(&mm), 3);
     assert_eq!(read(&mm, A + PAGE), Err(FaultError::SegvAccerr));
     mm.check_invariants();
@@ -86,7 +93,10 @@ fn fork_shares_until_written() {
     assert_eq!(arch::host::nr_tlb_flushes(), before + 1);
     assert_eq!(child.rss().get(RssKind::Anon), 600);
     for i in (0..600).step_by(7) {
-        assert_eq!(entry(&mm, A + i * PAGE).phys(), entry(&child, A + i * PAGE).phys());
+        assert_eq!(
+            entry(&mm, A + i * PAGE).phys(),
+            entry(&child, A + i * PAGE).phys()
+        );
         write(&child, A + i * PAGE, 1000 + i as u64).unwrap();
         assert_eq!(read(&mm, A + i * PAGE), Ok(i as u64));
         // The parent is alone now: it gets its page back without a copy.
@@ -135,7 +145,10 @@ fn exit_without_cpu_does_not_flush() {
     mm.activate(1);
     let lazy = mm.mm();
     drop(mm);
-    assert!(arch::host::nr_tlb_flushes() > before, "a lazy CPU has translations");
+    assert!(
+        arch::host::nr_tlb_flushes() > before,
+        "a lazy CPU has translations"
+    );
     lazy.deactivate(1);
     assert!(Mm::try_get_user(&lazy).is_none());
 }
@@ -174,7 +187,11 @@ fn fault_around_maps_cached_neighbours() {
     }
     let mm = Mm::new().unwrap();
     let at = 0x7000_0000;
-    mm.mmap(&MapArgs { prot: Prot::READ, ..of_file(&f, 0, 64, false).fixed(at) }).unwrap();
+    mm.mmap(&MapArgs {
+        prot: Prot::READ,
+        ..of_file(&f, 0, 64, false).fixed(at)
+    })
+    .unwrap();
     read(&mm, at + 20 * PAGE).unwrap();
     assert_eq!(mm.check_invariants().rss, [16, 0, 0], "one window");
     read(&mm, at + 36 * PAGE).unwrap();
@@ -183,7 +200,8 @@ fn fault_around_maps_cached_neighbours() {
     assert_eq!(mm.check_invariants().rss, [25, 0, 0]);
     // Bounds of the area, and of what was there before.
     mm.munmap(at, 64 * PAGE).unwrap();
-    mm.mmap(&of_file(&f, 3, 4, false).fixed(at + 3 * PAGE)).unwrap();
+    mm.mmap(&of_file(&f, 3, 4, false).fixed(at + 3 * PAGE))
+        .unwrap();
     write(&mm, at + 4 * PAGE, 1).unwrap();
     read(&mm, at + 5 * PAGE).unwrap();
     assert_eq!(mm.check_invariants().rss, [3, 1, 0]);
@@ -242,13 +260,15 @@ fn shared_anonymous_memory_is_shared_with_children() {
 fn areas_merge_and_split() {
     let _m = Machine::new();
     let mm = mm_with(A, 1);
-    mm.mmap(&MapArgs::anon(PAGE, RW).fixed(A + 2 * PAGE)).unwrap();
+    mm.mmap(&MapArgs::anon(PAGE, RW).fixed(A + 2 * PAGE))
+        .unwrap();
     assert_eq!(nr_areas(&mm), 2);
     mm.mmap(&MapArgs::anon(PAGE, RW).fixed(A + PAGE)).unwrap();
     assert_eq!(nr_areas(&mm), 1);
     mm.munmap(A + PAGE, PAGE).unwrap();
     assert_eq!(nr_areas(&mm), 2);
-    mm.mmap(&MapArgs::anon(PAGE, Prot::READ).fixed(A + PAGE)).unwrap();
+    mm.mmap(&MapArgs::anon(PAGE, Prot::READ).fixed(A + PAGE))
+        .unwrap();
     assert_eq!(nr_areas(&mm), 3);
     mm.mmap(&MapArgs::anon(3 * PAGE, RW).fixed(A)).unwrap();
     assert_eq!(nr_areas(&mm), 1);
@@ -306,26 +326,61 @@ fn places_and_hints() {
     mm.munmap(b, 4 * PAGE).unwrap();
     assert_eq!(mm.mmap(&ro(5)).unwrap(), c - 5 * PAGE);
     assert_eq!(mm.mmap(&ro(4)).unwrap(), b);
-    let hint = MapArgs { addr: A + 5, ..ro(1) };
+    let hint = MapArgs {
+        addr: A + 5,
+        ..ro(1)
+    };
     assert_eq!(mm.mmap(&hint).unwrap(), A + PAGE);
     assert_ne!(mm.mmap(&hint).unwrap(), A + PAGE);
-    let noreplace = MapArgs { flags: MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE, addr: A, ..ro(2) };
+    let noreplace = MapArgs {
+        flags: MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE,
+        addr: A,
+        ..ro(2)
+    };
     assert_eq!(mm.mmap(&noreplace), Err(MmError::Exists));
-    assert_eq!(mm.mmap(&MapArgs { len: PAGE, ..noreplace }), Ok(A));
+    assert_eq!(
+        mm.mmap(&MapArgs {
+            len: PAGE,
+            ..noreplace
+        }),
+        Ok(A)
+    );
     assert_eq!(mm.mmap(&ro(0)), Err(MmError::Invalid));
-    assert_eq!(mm.mmap(&MapArgs { len: usize::MAX, ..ro(1) }), Err(MmError::NoMemory));
+    assert_eq!(
+        mm.mmap(&MapArgs {
+            len: usize::MAX,
+            ..ro(1)
+        }),
+        Err(MmError::NoMemory)
+    );
     assert_eq!(mm.mmap(&ro(1).fixed(A + 1)), Err(MmError::Invalid));
     assert_eq!(mm.mmap(&ro(1).fixed(0)), Err(MmError::Perm));
     assert_eq!(mm.mmap(&ro(1).fixed(TASK_SIZE)), Err(MmError::NoMemory));
     // Below MMAP_BASE there is no room: above it there is.
     let rest = mm.mmap(&ro((MMAP_BASE - A) >> 12).fixed(A)).unwrap();
     assert_eq!(mm.mmap(&MapArgs::anon(A, RW)), Ok(TASK_SIZE - A));
-    assert_eq!(mm.mmap(&MapArgs::anon(A - PAGE, RW)), Ok(PAGE), "the lowest gap");
-    assert_eq!(mm.mmap(&MapArgs::anon(TASK_SIZE - MMAP_BASE, RW)), Err(MmError::NoMemory));
-    assert_eq!(mm.mmap(&MapArgs::anon(TASK_SIZE + 1, RW)), Err(MmError::NoMemory));
+    assert_eq!(
+        mm.mmap(&MapArgs::anon(A - PAGE, RW)),
+        Ok(PAGE),
+        "the lowest gap"
+    );
+    assert_eq!(
+        mm.mmap(&MapArgs::anon(TASK_SIZE - MMAP_BASE, RW)),
+        Err(MmError::NoMemory)
+    );
+    assert_eq!(
+        mm.mmap(&MapArgs::anon(TASK_SIZE + 1, RW)),
+        Err(MmError::NoMemory)
+    );
     mm.check_invariants();
     mm.munmap(rest, MMAP_BASE - A).unwrap();
-    assert_eq!(mm.mmap(&MapArgs { max_prot: Prot::WRITE, ..ro(1) }), Err(MmError::Access));
+    assert_eq!(
+        mm.mmap(&MapArgs {
+            max_prot: Prot::WRITE,
+            ..ro(1)
+        }),
+        Err(MmError::Access)
+    );
     mm.check_invariants();
 }
 
@@ -339,7 +394,10 @@ fn stack_grows_to_its_limit_and_keeps_a_gap() {
     write(&mm, start - 3 * PAGE, 2).unwrap();
     assert_eq!(mm.vma_at(start).unwrap().start, start - 3 * PAGE);
     write(&mm, TASK_SIZE - 64 * PAGE, 3).unwrap();
-    assert_eq!(write(&mm, TASK_SIZE - 65 * PAGE, 3), Err(FaultError::SegvMaperr));
+    assert_eq!(
+        write(&mm, TASK_SIZE - 65 * PAGE, 3),
+        Err(FaultError::SegvMaperr)
+    );
     mm.set_limits(8 << 20, usize::MAX, usize::MAX);
     let wall = TASK_SIZE - 70 * PAGE - STACK_GUARD_GAP;
     mm.mmap(&MapArgs::anon(PAGE, RW).fixed(wall)).unwrap();
@@ -366,7 +424,8 @@ fn brk_moves() {
     assert_eq!(nr_areas(&mm), 1);
     assert_eq!(mm.brk(A + 2 * PAGE), A + 2 * PAGE);
     assert_eq!(read(&mm, A + 3 * PAGE), Err(FaultError::SegvMaperr));
-    mm.mmap(&MapArgs::anon(PAGE, Prot::READ).fixed(A + 5 * PAGE)).unwrap();
+    mm.mmap(&MapArgs::anon(PAGE, Prot::READ).fixed(A + 5 * PAGE))
+        .unwrap();
     assert_eq!(mm.brk(A + 6 * PAGE), A + 2 * PAGE);
     assert_eq!(mm.brk(A + 5 * PAGE), A + 5 * PAGE);
     mm.set_limits(0, usize::MAX, 3 * PAGE);
@@ -386,17 +445,26 @@ fn mremap_grows_shrinks_moves() {
     assert_eq!(mm.mremap(A, 4 * PAGE, 2 * PAGE, stay, 0), Ok(A));
     assert_eq!(mm.mremap(A, 2 * PAGE, 6 * PAGE, stay, 0), Ok(A));
     assert_eq!(read(&mm, A + 2 * PAGE), Ok(0));
-    mm.mmap(&MapArgs::anon(PAGE, Prot::READ).fixed(A + 6 * PAGE)).unwrap();
-    assert_eq!(mm.mremap(A, 6 * PAGE, 7 * PAGE, stay, 0), Err(MmError::NoMemory));
+    mm.mmap(&MapArgs::anon(PAGE, Prot::READ).fixed(A + 6 * PAGE))
+        .unwrap();
+    assert_eq!(
+        mm.mremap(A, 6 * PAGE, 7 * PAGE, stay, 0),
+        Err(MmError::NoMemory)
+    );
     let page = entry(&mm, A + PAGE).phys();
-    let b = mm.mremap(A + PAGE, 3 * PAGE, 700 * PAGE, RemapFlags::MAYMOVE, 0).unwrap();
+    let b = mm
+        .mremap(A + PAGE, 3 * PAGE, 700 * PAGE, RemapFlags::MAYMOVE, 0)
+        .unwrap();
     assert_eq!(entry(&mm, b).phys(), page, "moved, not copied");
     assert_eq!(read(&mm, b), Ok(1));
     assert_eq!(read(&mm, A + PAGE), Err(FaultError::SegvMaperr));
     assert_eq!(read(&mm, A + 4 * PAGE), Ok(0));
     mm.check_invariants();
     let fixed = RemapFlags::MAYMOVE | RemapFlags::FIXED;
-    assert_eq!(mm.mremap(b, 700 * PAGE, PAGE, fixed, A + 5 * PAGE), Ok(A + 5 * PAGE));
+    assert_eq!(
+        mm.mremap(b, 700 * PAGE, PAGE, fixed, A + 5 * PAGE),
+        Ok(A + 5 * PAGE)
+    );
     assert_eq!(read(&mm, A + 5 * PAGE), Ok(1));
     assert_eq!(read(&mm, b), Err(FaultError::SegvMaperr));
     assert_eq!(mm.mremap(A, PAGE, PAGE, fixed, A), Err(MmError::Invalid));
@@ -410,7 +478,9 @@ fn mremap_flushes_the_old_place() {
     let mm = mm_with(A, 4);
     tlb::access(0, &mm, A, FaultFlags::WRITE).unwrap();
     tlb::access(1, &mm, A + PAGE, FaultFlags::WRITE).unwrap();
-    let b = mm.mremap(A, 2 * PAGE, 3 * PAGE, RemapFlags::MAYMOVE, 0).unwrap();
+    let b = mm
+        .mremap(A, 2 * PAGE, 3 * PAGE, RemapFlags::MAYMOVE, 0)
+        .unwrap();
     assert_eq!(mm.check_invariants().rss, [0, 2, 0]);
     assert_ne!(b, A);
     tlb::check();
@@ -422,10 +492,18 @@ fn room_below_areas_that_grow_down() {
     let _m = Machine::new();
     let mm = Mm::new().unwrap();
     let down = MapFlags::PRIVATE | MapFlags::ANONYMOUS | MapFlags::GROWSDOWN;
-    let a = mm.mmap(&MapArgs { flags: down, ..MapArgs::anon(2 * PAGE, RW) }).unwrap();
+    let a = mm
+        .mmap(&MapArgs {
+            flags: down,
+            ..MapArgs::anon(2 * PAGE, RW)
+        })
+        .unwrap();
     let b = mm.mmap(&MapArgs::anon(PAGE, RW)).unwrap();
     assert_eq!(b, a - STACK_GUARD_GAP - PAGE);
-    let near = MapArgs { addr: a - PAGE, ..MapArgs::anon(PAGE, RW) };
+    let near = MapArgs {
+        addr: a - PAGE,
+        ..MapArgs::anon(PAGE, RW)
+    };
     assert_eq!(mm.mmap(&near), Ok(b - PAGE));
     mm.check_invariants();
 }
@@ -434,14 +512,20 @@ fn room_below_areas_that_grow_down() {
 fn dontneed_and_populate() {
     let _m = Machine::new();
     let mm = Mm::new().unwrap();
-    let args = MapArgs { flags: MapFlags::PRIVATE | MapFlags::POPULATE, ..MapArgs::anon(5 * PAGE, RW) };
+    let args = MapArgs {
+        flags: MapFlags::PRIVATE | MapFlags::POPULATE,
+        ..MapArgs::anon(5 * PAGE, RW)
+    };
     let at = mm.mmap(&args).unwrap();
     assert_eq!(mm.check_invariants().rss, [0, 5, 0]);
     write(&mm, at + PAGE, 3).unwrap();
     mm.madvise_dontneed(at, 2 * PAGE).unwrap();
     assert_eq!(mm.check_invariants().rss, [0, 3, 0]);
     assert_eq!(read(&mm, at + PAGE), Ok(0));
-    assert_eq!(mm.madvise_dontneed(at + 4 * PAGE, 2 * PAGE), Err(MmError::NoMemory));
+    assert_eq!(
+        mm.madvise_dontneed(at + 4 * PAGE, 2 * PAGE),
+        Err(MmError::NoMemory)
+    );
     assert_eq!(mm.check_invariants().rss, [0, 2, 0]);
 }
 
@@ -450,10 +534,20 @@ fn mprotect_is_all_or_nothing() {
     let _m = Machine::new();
     let mm = mm_with(A, 2);
     let f = file(4);
-    let ro = MapArgs { max_prot: Prot::READ, prot: Prot::READ, ..of_file(&f, 0, 2, true) };
+    let ro = MapArgs {
+        max_prot: Prot::READ,
+        prot: Prot::READ,
+        ..of_file(&f, 0, 2, true)
+    };
     mm.mmap(&ro.fixed(A + 2 * PAGE)).unwrap();
-    assert_eq!(mm.mprotect(A + PAGE, 2 * PAGE, RW | Prot::EXEC), Err(MmError::Access));
-    assert_eq!(mm.mprotect(A + PAGE, 9 * PAGE, Prot::READ), Err(MmError::NoMemory));
+    assert_eq!(
+        mm.mprotect(A + PAGE, 2 * PAGE, RW | Prot::EXEC),
+        Err(MmError::Access)
+    );
+    assert_eq!(
+        mm.mprotect(A + PAGE, 9 * PAGE, Prot::READ),
+        Err(MmError::NoMemory)
+    );
     write(&mm, A + PAGE, 1).unwrap();
     assert_eq!(nr_areas(&mm), 2);
     mm.mprotect(A + PAGE, 2 * PAGE, Prot::READ).unwrap();
@@ -479,12 +573,21 @@ fn kernel_half_is_shared() {
         pgtable::map_range(root, va, 0, (1 << 30) + (2 << 20) + 4096, bits, &mut alloc).unwrap();
         let t = |off: usize| pgtable::translate(root, va + off).map(|(pa, size, _)| (pa, size));
         assert_eq!(t(12345), Some((12345, pgtable::PageSize::Size1G)));
-        assert_eq!(t((1 << 30) + 5), Some(((1 << 30) + 5, pgtable::PageSize::Size2M)));
-        assert_eq!(t((1 << 30) + (2 << 20)), Some(((1 << 30) + (2 << 20), pgtable::PageSize::Size4K)));
+        assert_eq!(
+            t((1 << 30) + 5),
+            Some(((1 << 30) + 5, pgtable::PageSize::Size2M))
+        );
+        assert_eq!(
+            t((1 << 30) + (2 << 20)),
+            Some(((1 << 30) + (2 << 20), pgtable::PageSize::Size4K))
+        );
         assert_eq!(t((1 << 30) + (2 << 20) + 4096), None);
         let again = pgtable::map(root, va, 0, pgtable::PageSize::Size4K, bits, &mut alloc);
         assert_eq!(again, Err(pgtable::MapError::Occupied));
-        assert_eq!(pgtable::unmap(root, va + 7), Some((0, pgtable::PageSize::Size1G)));
+        assert_eq!(
+            pgtable::unmap(root, va + 7),
+            Some((0, pgtable::PageSize::Size1G))
+        );
         assert_eq!(t(0), None);
     }
     for pa in spare {

@@ -49,7 +49,10 @@ fn truncation_in_the_middle_of_a_fault() {
         let a = mm.mmap(&of_file(&f, 0, 4, shared)).unwrap();
         let file = f.clone();
         at("file page found", move || cut(&file, 1));
-        assert_eq!(access(&mm, a + 2 * PAGE, how).err(), Some(FaultError::Sigbus));
+        assert_eq!(
+            access(&mm, a + 2 * PAGE, how).err(),
+            Some(FaultError::Sigbus)
+        );
         assert!(nothing_left_to_do() && entry(&mm, a + 2 * PAGE).is_none());
         mm.check_invariants();
     }
@@ -80,7 +83,10 @@ fn two_writers_of_one_shared_page() {
     });
     write(&mm, 0x40_0008, 4).unwrap();
     assert_eq!((read(&mm, 0x40_0000), read(&mm, 0x40_0008)), (Ok(2), Ok(4)));
-    assert_eq!((read(&child, 0x40_0000), read(&child, 0x40_0008)), (Ok(1), Ok(0)));
+    assert_eq!(
+        (read(&child, 0x40_0000), read(&child, 0x40_0008)),
+        (Ok(1), Ok(0))
+    );
     mm.check_invariants();
     child.check_invariants();
 }
@@ -135,7 +141,11 @@ fn truncation_in_the_middle_of_a_fork() {
     });
     let child = mm.dup().unwrap();
     finished.recv().unwrap();
-    assert_eq!(child.check_invariants().rss, [0, 0, 0], "copies of what is gone");
+    assert_eq!(
+        child.check_invariants().rss,
+        [0, 0, 0],
+        "copies of what is gone"
+    );
     assert_eq!(mm.check_invariants().rss, [0, 0, 0]);
     assert_eq!(read(&child, a), Err(FaultError::Sigbus));
 }

@@ -42,7 +42,14 @@ pub(crate) fn census() -> Census {
     let mut objects = BTreeMap::new();
     slab::slabinfo(|s| {
         pages += s.pages;
-        if ["vm_area_struct", "mm_struct", "address_space", "xarray_node"].contains(&s.name) {
+        if [
+            "vm_area_struct",
+            "mm_struct",
+            "address_space",
+            "xarray_node",
+        ]
+        .contains(&s.name)
+        {
             objects.insert(s.name, s.active);
         }
     });
@@ -65,14 +72,21 @@ impl Machine {
         // Caches that register at first use.
         Mm::new().unwrap().mmap(&MapArgs::anon(PAGE, RW)).unwrap();
         file(1).find_or_create_page(0).unwrap().put();
-        Machine { before: census(), _alone: alone }
+        Machine {
+            before: census(),
+            _alone: alone,
+        }
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            assert_eq!(census(), self.before, "something leaked (or was freed twice)");
+            assert_eq!(
+                census(),
+                self.before,
+                "something leaked (or was freed twice)"
+            );
         }
     }
 }
@@ -102,7 +116,11 @@ pub(crate) fn file(pages: usize) -> KArc<AddressSpace> {
 /// Arguments to map `pages` pages of a file.
 pub(crate) fn of_file(f: &KArc<AddressSpace>, pgoff: u64, pages: usize, shared: bool) -> MapArgs {
     MapArgs {
-        flags: if shared { MapFlags::SHARED } else { MapFlags::PRIVATE },
+        flags: if shared {
+            MapFlags::SHARED
+        } else {
+            MapFlags::PRIVATE
+        },
         file: Some((f.clone(), pgoff)),
         ..MapArgs::anon(pages * PAGE, RW)
     }
@@ -155,6 +173,9 @@ pub(crate) fn write(mm: &Mm, addr: usize, value: u64) -> Result<(), FaultError> 
 /// An address space with one private anonymous area at `addr`.
 pub(crate) fn mm_with(addr: usize, pages: usize) -> MmUser {
     let mm = Mm::new().unwrap();
-    assert_eq!(mm.mmap(&MapArgs::anon(pages * PAGE, RW).fixed(addr)), Ok(addr));
+    assert_eq!(
+        mm.mmap(&MapArgs::anon(pages * PAGE, RW).fixed(addr)),
+        Ok(addr)
+    );
     mm
 }

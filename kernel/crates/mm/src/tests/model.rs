@@ -22,7 +22,12 @@ const FILE_PAGES: usize = 20;
 enum Source {
     Anon(u64),
     Shm(Rc<RefCell<Vec<u64>>>, usize),
-    File { file: usize, pgoff: usize, shared: bool, copy: Option<u64> },
+    File {
+        file: usize,
+        pgoff: usize,
+        shared: bool,
+        copy: Option<u64>,
+    },
 }
 
 #[derive(Clone)]
@@ -36,27 +41,74 @@ type Pages = BTreeMap<usize, Page>;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Map { at: usize, pages: usize, prot: u32, fixed: bool, noreplace: bool, populate: bool, kind: Kind },
-    Unmap { at: usize, pages: usize },
-    Protect { at: usize, pages: usize, prot: u32 },
-    Remap { at: usize, old: usize, new: usize, to: Option<usize>, may_move: bool },
-    Discard { at: usize, pages: usize },
-    Read { at: usize },
-    Write { at: usize, value: u64 },
-    Exec { at: usize },
+    Map {
+        at: usize,
+        pages: usize,
+        prot: u32,
+        fixed: bool,
+        noreplace: bool,
+        populate: bool,
+        kind: Kind,
+    },
+    Unmap {
+        at: usize,
+        pages: usize,
+    },
+    Protect {
+        at: usize,
+        pages: usize,
+        prot: u32,
+    },
+    Remap {
+        at: usize,
+        old: usize,
+        new: usize,
+        to: Option<usize>,
+        may_move: bool,
+    },
+    Discard {
+        at: usize,
+        pages: usize,
+    },
+    Read {
+        at: usize,
+    },
+    Write {
+        at: usize,
+        value: u64,
+    },
+    Exec {
+        at: usize,
+    },
     /// Read everything: fills the CPU's TLB.
     Scan,
-    Remote { at: usize, value: u64 },
-    Fork { to: usize },
-    Truncate { file: usize, pages: usize },
-    Extend { file: usize, pages: usize },
+    Remote {
+        at: usize,
+        value: u64,
+    },
+    Fork {
+        to: usize,
+    },
+    Truncate {
+        file: usize,
+        pages: usize,
+    },
+    Extend {
+        file: usize,
+        pages: usize,
+    },
 }
 
 #[derive(Clone, Debug)]
 enum Kind {
     Anon,
     SharedAnon,
-    File { file: usize, pgoff: usize, shared: bool, read_only: bool },
+    File {
+        file: usize,
+        pgoff: usize,
+        shared: bool,
+        read_only: bool,
+    },
 }
 
 /// An operation, who does it on which CPU, and which of its allocations fails (0: none).
@@ -91,7 +143,12 @@ fn ops() -> impl Strategy<Value = Step> {
         1 => (0..2usize, 0..FILE_PAGES).prop_map(|(file, pages)| Op::Truncate { file, pages }),
         1 => (0..2usize, 0..FILE_PAGES).prop_map(|(file, pages)| Op::Extend { file, pages }),
     ];
-    (0..NR_MMS, 0..tlb::NR_CPUS, op, prop_oneof![4 => Just(0u32), 1 => 1..6u32])
+    (
+        0..NR_MMS,
+        0..tlb::NR_CPUS,
+        op,
+        prop_oneof![4 => Just(0u32), 1 => 1..6u32],
+    )
 }
 
 /// The address of page number `at`.
@@ -119,7 +176,9 @@ impl World {
         let words: Vec<u64> = (0..FILE_PAGES as u64).map(file_word).collect();
         World {
             cpu: 0,
-            mms: (0..NR_MMS).map(|_| (Mm::new().unwrap(), Pages::new())).collect(),
+            mms: (0..NR_MMS)
+                .map(|_| (Mm::new().unwrap(), Pages::new()))
+                .collect(),
             files: (0..2).map(|_| (file(FILE_PAGES), words.clone())).collect(),
         }
     }
@@ -150,7 +209,9 @@ impl World {
             Op::Exec { at } => {
                 let (mm, model) = &self.mms[who];
                 let r = tlb::access(cpu, mm, addr_of(at), FaultFlags::EXEC);
-                let may = model.get(&addr_of(at)).is_some_and(|p| p.prot.contains(Prot::EXEC));
+                let may = model
+                    .get(&addr_of(at))
+                    .is_some_and(|p| p.prot.contains(Prot::EXEC));
                 assert!(may || r.is_err());
             }
             Op::Scan => {
@@ -185,16 +246,39 @@ impl World {
     }
 
     fn map(&mut self, who: usize, op: &Op, fired: impl Fn() -> bool) {
-        let Op::Map { at, pages, prot, fixed, noreplace, populate, kind } = op else { return };
+        let Op::Map {
+            at,
+            pages,
+            prot,
+            fixed,
+            noreplace,
+            populate,
+            kind,
+        } = op
+        else {
+            return;
+        };
         let (mm, model) = &mut self.mms[who];
         let prot = Prot::from_bits_truncate(*prot);
-        let mut args = MapArgs { addr: addr_of(*at), ..MapArgs::anon(pages * PAGE - 5, prot) };
+        let mut args = MapArgs {
+            addr: addr_of(*at),
+            ..MapArgs::anon(pages * PAGE - 5, prot)
+        };
         match kind {
             Kind::Anon => {}
             Kind::SharedAnon => args.flags = MapFlags::SHARED | MapFlags::ANONYMOUS,
-            Kind::File { file, pgoff, shared, read_only } => {
+            Kind::File {
+                file,
+                pgoff,
+                shared,
+                read_only,
+            } => {
                 args.file = Some((self.files[*file].0.clone(), *pgoff as u64));
-                args.flags = if *shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+                args.flags = if *shared {
+                    MapFlags::SHARED
+                } else {
+                    MapFlags::PRIVATE
+                };
                 if *read_only {
                     args.max_prot = Prot::READ | Prot::EXEC;
                 }
@@ -228,15 +312,37 @@ impl World {
             let source = match kind {
                 Kind::Anon => Source::Anon(0),
                 Kind::SharedAnon => Source::Shm(shm.clone(), i),
-                Kind::File { file, pgoff, shared, .. } => {
-                    Source::File { file: *file, pgoff: pgoff + i, shared: *shared, copy: None }
-                }
+                Kind::File {
+                    file,
+                    pgoff,
+                    shared,
+                    ..
+                } => Source::File {
+                    file: *file,
+                    pgoff: pgoff + i,
+                    shared: *shared,
+                    copy: None,
+                },
             };
-            model.insert(va, Page { prot, max: args.max_prot, source });
+            model.insert(
+                va,
+                Page {
+                    prot,
+                    max: args.max_prot,
+                    source,
+                },
+            );
         }
     }
 
-    fn protect(&mut self, who: usize, at: usize, pages: usize, prot: u32, fired: impl Fn() -> bool) {
+    fn protect(
+        &mut self,
+        who: usize,
+        at: usize,
+        pages: usize,
+        prot: u32,
+        fired: impl Fn() -> bool,
+    ) {
         let (mm, model) = &mut self.mms[who];
         let (start, prot) = (addr_of(at), Prot::from_bits_truncate(prot));
         let r = mm.mprotect(start, pages * PAGE, prot);
@@ -258,7 +364,16 @@ impl World {
     }
 
     fn remap(&mut self, who: usize, op: &Op, fired: impl Fn() -> bool) {
-        let &Op::Remap { at, old, new, to, may_move } = op else { return };
+        let &Op::Remap {
+            at,
+            old,
+            new,
+            to,
+            may_move,
+        } = op
+        else {
+            return;
+        };
         let (mm, model) = &mut self.mms[who];
         let start = addr_of(at);
         let mut flags = RemapFlags::empty();
@@ -281,14 +396,22 @@ impl World {
             let source = match &first.source {
                 Source::Anon(_) => Source::Anon(0),
                 Source::Shm(shm, k) => Source::Shm(shm.clone(), k + i),
-                Source::File { file, pgoff, shared, .. } => Source::File {
+                Source::File {
+                    file,
+                    pgoff,
+                    shared,
+                    ..
+                } => Source::File {
                     file: *file,
                     pgoff: pgoff + i,
                     shared: *shared,
                     copy: None,
                 },
             };
-            moved.push(Some(Page { source, ..first.clone() }));
+            moved.push(Some(Page {
+                source,
+                ..first.clone()
+            }));
         }
         if let Some(to) = to {
             assert_eq!(result, addr_of(to));
@@ -331,7 +454,12 @@ impl World {
         words.truncate(pages);
         for (_, model) in &mut self.mms {
             for page in model.values_mut() {
-                if let Source::File { file: of, pgoff, copy, .. } = &mut page.source
+                if let Source::File {
+                    file: of,
+                    pgoff,
+                    copy,
+                    ..
+                } = &mut page.source
                     && *of == file
                     && *pgoff >= pages
                 {
@@ -350,10 +478,14 @@ impl World {
         match &page.source {
             Source::Anon(word) => Ok(*word),
             Source::Shm(shm, i) => shm.borrow().get(*i).copied().ok_or(FaultError::Sigbus),
-            Source::File { copy: Some(word), .. } => Ok(*word),
-            Source::File { file, pgoff, .. } => {
-                self.files[*file].1.get(*pgoff).copied().ok_or(FaultError::Sigbus)
-            }
+            Source::File {
+                copy: Some(word), ..
+            } => Ok(*word),
+            Source::File { file, pgoff, .. } => self.files[*file]
+                .1
+                .get(*pgoff)
+                .copied()
+                .ok_or(FaultError::Sigbus),
         }
     }
 
@@ -368,9 +500,21 @@ impl World {
             Source::Shm(shm, i) => {
                 *shm.borrow_mut().get_mut(*i).ok_or(FaultError::Sigbus)? = value;
             }
-            Source::File { file, pgoff, shared, copy } => {
-                let word = self.files[*file].1.get_mut(*pgoff).ok_or(FaultError::Sigbus)?;
-                if *shared { *word = value } else { *copy = Some(value) }
+            Source::File {
+                file,
+                pgoff,
+                shared,
+                copy,
+            } => {
+                let word = self.files[*file]
+                    .1
+                    .get_mut(*pgoff)
+                    .ok_or(FaultError::Sigbus)?;
+                if *shared {
+                    *word = value
+                } else {
+                    *copy = Some(value)
+                }
             }
         }
         Ok(())

@@ -22,8 +22,10 @@ fn state() -> State {
     for i in 0..8 {
         file.find_or_create_page(i).unwrap().put();
     }
-    mm.mmap(&of_file(&file, 0, 8, false).fixed(A + 8 * PAGE)).unwrap();
-    mm.mmap(&of_file(&file, 0, 8, true).fixed(A + 16 * PAGE)).unwrap();
+    mm.mmap(&of_file(&file, 0, 8, false).fixed(A + 8 * PAGE))
+        .unwrap();
+    mm.mmap(&of_file(&file, 0, 8, true).fixed(A + 16 * PAGE))
+        .unwrap();
     mm.mmap(&shared_anon(4).fixed(A + 24 * PAGE)).unwrap();
     for i in (0..26).step_by(2) {
         write(&mm, A + i * PAGE, 100 + i as u64).unwrap();
@@ -40,7 +42,10 @@ fn areas(mm: &Mm) -> Vec<(usize, usize, u32)> {
 }
 
 fn words(mm: &Mm) -> Vec<u64> {
-    (0..26).step_by(2).map(|i| read(mm, A + i * PAGE).unwrap()).collect()
+    (0..26)
+        .step_by(2)
+        .map(|i| read(mm, A + i * PAGE).unwrap())
+        .collect()
 }
 
 /// Runs `op` with its n-th allocation failing, for all n; returns how many allocations it makes.
@@ -58,7 +63,11 @@ fn sweep<R, E: core::fmt::Debug + PartialEq + Copy>(
         let fired = fail_nth() == 0;
         set_fail_nth(0);
         if !fired {
-            assert!(result.is_ok(), "failed without a failing allocation: {:?}", result.err());
+            assert!(
+                result.is_ok(),
+                "failed without a failing allocation: {:?}",
+                result.err()
+            );
             s.mm.check_invariants();
             return n - 1;
         }
@@ -70,14 +79,20 @@ fn sweep<R, E: core::fmt::Debug + PartialEq + Copy>(
         assert_eq!(after, before, "allocation {n} failed");
         assert_eq!(areas(&s.mm), areas_before, "allocation {n} failed");
         s.mm.check_invariants();
-        assert_eq!(words(&s.mm), (0..26).step_by(2).map(|i| 100 + i).collect::<Vec<u64>>());
+        assert_eq!(
+            words(&s.mm),
+            (0..26).step_by(2).map(|i| 100 + i).collect::<Vec<u64>>()
+        );
     }
     panic!("more allocations than anybody expects");
 }
 
 fn sweep_mm<R>(at_least: u32, op: impl Fn(&Mm) -> Result<R, MmError>) {
     let nr = sweep(MmError::NoMemory, false, |s| op(&s.mm));
-    assert!(nr >= at_least, "{nr} allocations, expected {at_least} or more");
+    assert!(
+        nr >= at_least,
+        "{nr} allocations, expected {at_least} or more"
+    );
 }
 
 #[test]
@@ -86,7 +101,9 @@ fn mmap_fails_cleanly() {
     sweep_mm(1, |mm| mm.mmap(&MapArgs::anon(PAGE, Prot::READ)));
     sweep_mm(2, |mm| mm.mmap(&shared_anon(1)));
     // A fixed mapping in the middle of an area: its own memory and the split's.
-    sweep_mm(2, |mm| mm.mmap(&MapArgs::anon(PAGE, Prot::READ).fixed(A + 2 * PAGE)));
+    sweep_mm(2, |mm| {
+        mm.mmap(&MapArgs::anon(PAGE, Prot::READ).fixed(A + 2 * PAGE))
+    });
     sweep_mm(2, |mm| mm.mmap(&shared_anon(1).fixed(A + 10 * PAGE)));
     sweep_mm(1, |mm| mm.map_stack(FAR, PAGE));
 }
@@ -113,10 +130,16 @@ fn mremap_fails_cleanly() {
     let _m = Machine::new();
     let fixed = RemapFlags::MAYMOVE | RemapFlags::FIXED;
     sweep_mm(5, |mm| mm.mremap(A, 8 * PAGE, 8 * PAGE, fixed, FAR));
-    sweep_mm(5, |mm| mm.mremap(A + 9 * PAGE, 4 * PAGE, 6 * PAGE, fixed, FAR - PAGE));
+    sweep_mm(5, |mm| {
+        mm.mremap(A + 9 * PAGE, 4 * PAGE, 6 * PAGE, fixed, FAR - PAGE)
+    });
     // Onto the end of an area, with a table missing only behind it.
-    sweep_mm(4, |mm| mm.mremap(A, 8 * PAGE, 2000 * PAGE, fixed, B + 2 * PAGE));
-    sweep_mm(1, |mm| mm.mremap(A + PAGE, 6 * PAGE, PAGE, RemapFlags::empty(), 0));
+    sweep_mm(4, |mm| {
+        mm.mremap(A, 8 * PAGE, 2000 * PAGE, fixed, B + 2 * PAGE)
+    });
+    sweep_mm(1, |mm| {
+        mm.mremap(A + PAGE, 6 * PAGE, PAGE, RemapFlags::empty(), 0)
+    });
 }
 
 #[test]

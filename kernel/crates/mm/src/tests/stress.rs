@@ -32,14 +32,25 @@ fn faults_fork_truncate_protect() {
     mm.activate(0);
     let stop = AtomicBool::new(false);
     thread::scope(|s| {
-        let counters: Vec<_> = (0..3).map(|lane| s.spawn({ let mm = mm.clone(); move || count(&mm, lane) })).collect();
+        let counters: Vec<_> = (0..3)
+            .map(|lane| {
+                s.spawn({
+                    let mm = mm.clone();
+                    move || count(&mm, lane)
+                })
+            })
+            .collect();
         for base in [shared, private] {
             let (mm, stop) = (mm.clone(), &stop);
             s.spawn(move || {
                 let mut i = 0;
                 while !stop.load(Relaxed) {
                     i += 5;
-                    let how = if i % 3 == 0 { FaultFlags::WRITE } else { FaultFlags::empty() };
+                    let how = if i % 3 == 0 {
+                        FaultFlags::WRITE
+                    } else {
+                        FaultFlags::empty()
+                    };
                     let _ = mm.handle_fault(base + (i % 16) * PAGE, how);
                 }
             });
@@ -85,7 +96,8 @@ fn one_page_per_fault_of_many() {
             s.spawn(move || {
                 for i in 0..64 {
                     let page = (i * 7 + lane * 16) % 64;
-                    mm.write_remote(A + page * PAGE + lane * 8, &1u64.to_ne_bytes()).unwrap();
+                    mm.write_remote(A + page * PAGE + lane * 8, &1u64.to_ne_bytes())
+                        .unwrap();
                 }
             });
         }

@@ -99,7 +99,10 @@ pub(crate) fn check() {
                 && now.phys() == known.phys()
                 && (now.is_writable() || !known.is_writable())
                 && (now.0 & pgtable::NX == 0 || known.0 & pgtable::NX != 0);
-            assert!(fine, "CPU {i} remembers {known:?} for {va:#x}, tables say {now:?}");
+            assert!(
+                fine,
+                "CPU {i} remembers {known:?} for {va:#x}, tables say {now:?}"
+            );
         }
     }
 }
