@@ -145,7 +145,7 @@ fn classify(info: &LoaderInfo<'_>, in_use: &[Range], range: Range) -> Option<Cla
             other => Class::Other(other),
         });
     match region.max()? {
-        Class::Free if in_use.iter().any(|r| covers(r)) => Some(Class::Used),
+        Class::Free if in_use.iter().any(covers) => Some(Class::Used),
         class => Some(class),
     }
 }

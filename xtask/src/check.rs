@@ -53,7 +53,7 @@ fn commands(toolchain: &Toolchain) -> Vec<(&'static str, Command)> {
         command.current_dir(paths::root()).args(words);
         command
     };
-    let mut host_clippy = own(&["clippy", "--all-targets"]);
+    let mut host_clippy = own(&["clippy", "--all-targets", "--keep-going"]);
     host_clippy.args(HOST).args(["--", "-Dwarnings"]);
     let mut host_doc = own(&["doc", "--no-deps", "--document-private-items"]);
     host_doc

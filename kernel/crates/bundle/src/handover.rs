@@ -164,10 +164,8 @@ mod tests {
     fn refuses_strangers() {
         let size = mem::size_of::<BundleInfo>() as u64;
         // SAFETY: null is allowed.
-        assert_eq!(
-            unsafe { BundleInfo::from_boot(0, size) }.err(),
-            Some(HandoverError::BadAddress)
-        );
+        let null = unsafe { BundleInfo::from_boot(0, size) };
+        assert_eq!(null.err(), Some(HandoverError::BadAddress));
         let mut info = sample(b"");
         assert_eq!(read(&info, size - 1).err(), Some(HandoverError::BadAddress));
         info.version = 7;
