@@ -63,7 +63,10 @@ fn commands(toolchain: &Toolchain) -> Vec<(&'static str, Command)> {
 
     let system = ["-p", "kernel", "-p", "boot"];
     let mut kernel_clippy = toolchain.clippy(KERNEL_FLAGS);
-    kernel_clippy.arg("--keep-going").args(system).args(["--", "-Dwarnings"]);
+    kernel_clippy
+        .arg("--keep-going")
+        .args(system)
+        .args(["--", "-Dwarnings"]);
     let mut user_clippy = toolchain.clippy(USER_FLAGS);
     user_clippy.args(["-p", "programs", "--", "-Dwarnings"]);
     let doc_flags: Vec<&str> = KERNEL_FLAGS

@@ -100,16 +100,21 @@ pub fn watch(
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start QEMU")?;
-    let start = Instant::now();
     let stdout = child.stdout.take().expect("piped");
     let (sender, events) = mpsc::channel();
     let reader = thread::spawn(move || read_console(stdout, Console::new(symbols, log), &sender));
+    let (started, start_typing) = mpsc::channel();
     if let Some(mut to_guest) = child.stdin.take() {
-        // Ends with the process: a blocked read of a terminal cannot be called back.
-        thread::spawn(move || io::copy(&mut io::stdin().lock(), &mut to_guest));
+        // Ends with the process: a blocked read of a terminal cannot be called back. What comes before the guest has
+        // set up its serial port would be lost.
+        thread::spawn(move || {
+            start_typing
+                .recv()
+                .map(|()| io::copy(&mut io::stdin().lock(), &mut to_guest))
+        });
     }
 
-    let ending = wait(&mut child, &events, machine, limits, start)?;
+    let ending = wait(&mut child, &events, &started, machine, limits)?;
     // Whatever was still in the pipe.
     reader.join().expect("the console does not panic")?;
     Ok(ending)
@@ -155,10 +160,11 @@ fn read_console(
 fn wait(
     child: &mut Child,
     events: &Receiver<Event>,
+    started: &Sender<()>,
     machine: &Machine,
     limits: &Limits,
-    start: Instant,
 ) -> Result<Ending> {
+    let start = Instant::now();
     let mut silence = limits.silence;
     loop {
         let patience = [silence, limits.total]
@@ -171,7 +177,11 @@ fn wait(
                 .saturating_sub(start.elapsed())
                 .min(Duration::from_secs(3600)),
         ) {
-            Ok(Event::Alive) => silence = None,
+            Ok(Event::Alive) => {
+                silence = None;
+                // Nobody listens where nobody types.
+                let _ = started.send(());
+            }
             Ok(Event::End) | Err(RecvTimeoutError::Disconnected) => {
                 return Ok(Ending::Exit(child.wait()?.code()));
             }

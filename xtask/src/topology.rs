@@ -106,7 +106,8 @@ impl Topology {
                 "--nodes {nodes}: the kernel is built for {MAX_NODES} nodes at most"
             );
             if nodes as usize != self.nodes.len() {
-                self.distances = packages(nodes as usize, if nodes.is_multiple_of(2) { 2 } else { 1 });
+                self.distances =
+                    packages(nodes as usize, if nodes.is_multiple_of(2) { 2 } else { 1 });
             }
             self.numa |= nodes > 1;
             self.nodes = spread(cpus, nodes);
