@@ -136,7 +136,7 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         qemu.args(["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
         eprintln!("waiting for a debugger; in another terminal:");
         eprintln!(
-            "  gdb {} -ex 'target remote 127.0.0.1:{port}'",
+            "  gdb {} -ex 'target remote 127.0.0.1:{port}' -ex 'hbreak _start' -ex continue",
             paths::shown(&artifacts.kernel)
         );
     }
