@@ -353,17 +353,6 @@ const BUSYBOX: &[(&str, usize, Body)] = &[
             .fail()
             .map(drop)
     }),
-    ("busybox::shell_pipeline", 1, || {
-        busybox_says(
-            &[
-                "sh",
-                "-c",
-                "echo one two three | wc -w; cat /bin/tiny | wc -c; exit 0",
-            ],
-            "3",
-        )
-    }),
-    ("busybox::ls", 1, || busybox_says(&["ls", "/bin"], "tiny")),
 ];
 
 fn busybox() -> Option<PathBuf> {
