@@ -6,13 +6,14 @@
 //!
 //! # Mechanism
 //! [`toolchain`] and [`emulator`] find what there is and install what is missing through [`apt`]; [`build`] makes the
-//! kernel and [`initramfs`] the files; [`topology`] describes machines; [`qemu`] writes QEMU's words, [`run`] watches
+//! kernel and [`initramfs`] the files; [`topology`] describes machines; [`boot`] writes QEMU's words, [`run`] watches
 //! it, [`console`] names the functions in backtraces, [`records`] makes tables. [`mod@test`], [`check`], [`tidy`] and
 //! [`doctor`] are commands of their own.
 #![forbid(unsafe_code)]
 
 mod apt;
 mod ask;
+mod boot;
 mod build;
 mod check;
 mod console;

@@ -1,27 +1,22 @@
-//! `cargo xtask qemu`: from options to QEMU's words, and from its end to a verdict.
+//! `cargo xtask qemu`: from options to a boot, and from its end to a verdict.
 
 use crate::{
     apt::Installer,
+    boot::{Mode, Spec, System},
     build::Artifacts,
-    console::Symbols,
     emulator, paths, records,
-    run::{self, Ending, Limits, Machine},
     topology::{Changes, Name, Topology, parse_memory},
-    words::BootLine,
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use elf::abi;
 use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
-/// KVM that shows no life for this long is taken for dead.
-const KVM_SILENCE: Duration = Duration::from_secs(10);
 /// More CPUs need an interrupt-remapping IOMMU, which we do not give the machine.
 const KVM_MAX_CPUS: u32 = 255;
 
@@ -101,39 +96,24 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
     if let Some(root) = &options.root {
         archive.add_tree(root)?;
     }
-    let mut line = BootLine {
-        append: options.append.clone(),
-        machine: (topology.name.clone(), options.mode()),
-        ..BootLine::default()
-    };
+    let mut init = None;
     if let Some((program, args)) = options.init.split_first() {
         let name = guest_name(Path::new(program))?;
         archive.add_program(&name, Path::new(program))?;
-        line.init = Some((format!("/{name}"), args.to_vec()));
+        init = Some((format!("/{name}"), args.to_vec()));
     }
-
-    let scratch = tempfile::Builder::new()
-        .prefix("tine-")
-        .tempdir()
-        .context("cannot make a temporary directory")?;
-    let bundle = scratch.path().join("bundle");
-    artifacts.write_bundle(&archive.finish()?, &bundle)?;
-    let machine = Machine {
-        qmp: scratch.path().join("qmp"),
-        records: scratch.path().join("records"),
-    };
-    let mut qemu = Command::new(&emulator.program);
-    qemu.args(options.machine(&topology))
-        .args(machine.arguments());
-    qemu.arg("-kernel")
-        .arg(&artifacts.boot)
-        .arg("-initrd")
-        .arg(&bundle)
-        .arg("-append")
-        .arg(line.line()?);
+    let initramfs = archive.finish()?;
+    let mut spec = Spec::new(&topology, options.mode(), &initramfs);
+    spec.line.append = options.append.clone();
+    spec.line.init = init;
+    spec.acpi_tables = &options.acpi_table;
+    spec.timeout =
+        (options.timeout > 0 && !options.gdb).then(|| Duration::from_secs(options.timeout));
+    spec.log = options.log.as_deref();
+    spec.interactive = !options.init.is_empty();
     if options.gdb {
         let port = free_port()?;
-        qemu.args(["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
+        spec.gdb = Some(port);
         eprintln!("waiting for a debugger; in another terminal:");
         eprintln!(
             "  gdb {} -ex 'target remote 127.0.0.1:{port}' -ex 'hbreak _start' -ex continue",
@@ -141,27 +121,18 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         );
     }
 
-    eprintln!("{}, {}", topology.describe(), options.mode());
-    let limits = Limits {
-        total: (options.timeout > 0 && !options.gdb).then(|| Duration::from_secs(options.timeout)),
-        silence: (options.accel == Accel::Kvm && !options.gdb).then_some(KVM_SILENCE),
-        report: Duration::from_secs(5 + u64::from(topology.cpus()) / 20),
+    eprintln!("{}, {}", topology.describe(), spec.mode.name());
+    let system = System {
+        emulator,
+        artifacts,
     };
-    let symbols = Symbols::of(&artifacts.kernel);
-    let ending = run::watch(
-        qemu,
-        &machine,
-        &limits,
-        symbols,
-        options.log.as_deref(),
-        !options.init.is_empty(),
-    )?;
-    let lines = fs::read_to_string(&machine.records).unwrap_or_default();
+    let outcome = system.boot(&spec)?;
     if let Some(path) = &options.records {
-        fs::write(path, &lines).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, &outcome.records)
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let clean = records::print(&lines);
-    verdict(ending, options)?;
+    let clean = records::print(&outcome.records);
+    outcome.verdict()?;
     ensure!(clean, "a benchmark record tells of errors or leaks");
     Ok(())
 }
@@ -189,80 +160,13 @@ impl Options {
         Ok(())
     }
 
-    /// How the kernel's clock is to be read.
-    fn mode(&self) -> &'static str {
+    /// How it runs.
+    fn mode(&self) -> Mode {
         match (self.accel, self.icount) {
-            (_, true) => "icount",
-            (Accel::Tcg, _) => "tcg",
-            (Accel::Kvm, _) => "kvm",
+            (_, true) => Mode::Icount,
+            (Accel::Tcg, _) => Mode::Tcg,
+            (Accel::Kvm, _) => Mode::Kvm,
         }
-    }
-
-    /// QEMU's words for the machine.
-    fn machine(&self, topology: &Topology) -> Vec<String> {
-        let mut args: Vec<String> = Vec::new();
-        let mut push = |words: &[&str]| args.extend(words.iter().map(|w| w.to_string()));
-        push(&[
-            "-no-user-config",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-        ]);
-        // The firmware looks at every device: leave out what the kernel has no use for.
-        push(&[
-            "-machine",
-            "q35,sata=off,smbus=off,usb=off,vmport=off",
-            "-device",
-            "isa-debug-exit,iobase=0xf4,iosize=4",
-        ]);
-        match (self.accel, self.icount) {
-            (_, true) => {
-                push(&[
-                    "-cpu",
-                    "max",
-                    "-accel",
-                    "tcg,thread=single",
-                    "-icount",
-                    "shift=0,sleep=off",
-                ]);
-                // Nothing the guest can see may differ between two runs.
-                push(&["-rtc", "base=2026-01-01T00:00:00,clock=vm", "-seed", "1"]);
-            }
-            (Accel::Tcg, _) => push(&["-cpu", "max", "-accel", "tcg,thread=multi"]),
-            (Accel::Kvm, _) => push(&["-cpu", "host", "-accel", "kvm"]),
-        }
-        args.extend(topology.arguments());
-        for table in &self.acpi_table {
-            args.extend(["-acpitable".into(), format!("file={}", table.display())]);
-        }
-        args
-    }
-}
-
-/// What the end of QEMU means.
-fn verdict(ending: Ending, options: &Options) -> Result<()> {
-    match ending {
-        Ending::Exit(Some(33)) => Ok(()),
-        Ending::Exit(Some(255)) => bail!("the loader stage could not start the kernel"),
-        // With -no-reboot, a reset ends QEMU without a word: nothing but a triple fault resets here.
-        Ending::Exit(Some(0)) => {
-            bail!("the machine reset itself (a triple fault), or was told to quit")
-        }
-        Ending::Exit(Some(1)) => bail!("QEMU could not start the machine"),
-        Ending::Exit(Some(status)) if status & 1 == 1 => match status >> 1 {
-            0x20 => bail!("the first process, or a benchmark, failed"),
-            0x21 => bail!("the kernel panicked"),
-            0x22 => bail!("the kernel hangs"),
-            0x23 => bail!("the kernel refused the boot line"),
-            code => bail!("the kernel reports failure (code {code:#x})"),
-        },
-        Ending::Exit(code) => bail!("QEMU ended with {code:?}"),
-        Ending::TimedOut => bail!("no verdict within {} s (--timeout)", options.timeout),
-        Ending::Silent => bail!(
-            "nothing on the console for {} s: KVM does not run this guest here; --accel tcg works everywhere",
-            KVM_SILENCE.as_secs()
-        ),
     }
 }
 
@@ -332,26 +236,10 @@ mod tests {
     }
 
     #[test]
-    fn icount_leaves_nothing_to_chance() {
+    fn icount_is_emulation() {
         let topology = Topology::named(Name::Default);
-        let words = parse(&["--icount"]).machine(&topology).join(" ");
-        for needed in ["thread=single", "shift=0,sleep=off", "clock=vm", "-seed 1"] {
-            assert!(words.contains(needed), "{words}");
-        }
-        assert!(
-            parse(&["--icount", "--accel", "kvm"])
-                .check(&topology)
-                .is_err()
-        );
-    }
-
-    #[test]
-    fn verdicts() {
-        let of = |ending| verdict(ending, &parse(&[]));
-        assert!(of(Ending::Exit(Some(33))).is_ok());
-        for bad in [Some(0), Some(1), Some(3), Some(35), Some(255), None] {
-            assert!(of(Ending::Exit(bad)).is_err(), "{bad:?}");
-        }
-        assert!(of(Ending::TimedOut).is_err() && of(Ending::Silent).is_err());
+        assert_eq!(parse(&["--icount"]).mode(), Mode::Icount);
+        let both = parse(&["--icount", "--accel", "kvm"]);
+        assert!(both.check(&topology).is_err());
     }
 }

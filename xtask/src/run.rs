@@ -77,19 +77,30 @@ enum Event {
     End,
 }
 
-/// Runs `qemu` to its end. `interactive`: what is typed goes to the console.
+/// What is done with the console.
+pub struct Watch<'a> {
+    /// For the functions in backtraces.
+    pub symbols: Symbols,
+    /// A file that gets all of it.
+    pub log: Option<&'a Path>,
+    /// What is typed goes to the guest.
+    pub interactive: bool,
+    /// Keep it instead of showing it.
+    pub quiet: bool,
+}
+
+/// Runs `qemu` to its end. Returns that, and the console if it was not shown.
 pub fn watch(
     qemu: Command,
     machine: &Machine,
     limits: &Limits,
-    symbols: Symbols,
-    log: Option<&Path>,
-    interactive: bool,
-) -> Result<Ending> {
-    let log = log
+    watch: Watch<'_>,
+) -> Result<(Ending, Vec<u8>)> {
+    let log = watch
+        .log
         .map(|p| File::create(p).with_context(|| format!("cannot write {}", p.display())))
         .transpose()?;
-    let input = if interactive {
+    let input = if watch.interactive {
         Stdio::piped()
     } else {
         Stdio::null()
@@ -102,7 +113,16 @@ pub fn watch(
         .context("cannot start QEMU")?;
     let stdout = child.stdout.take().expect("piped");
     let (sender, events) = mpsc::channel();
-    let reader = thread::spawn(move || read_console(stdout, Console::new(symbols, log), &sender));
+    let (console, quiet) = (Console::new(watch.symbols, log), watch.quiet);
+    let reader = thread::spawn(move || {
+        let mut kept = Vec::new();
+        if quiet {
+            read_console(stdout, console, &sender, &mut kept)?;
+        } else {
+            read_console(stdout, console, &sender, &mut io::stdout())?;
+        }
+        Ok::<_, io::Error>(kept)
+    });
     let (started, start_typing) = mpsc::channel();
     if let Some(mut to_guest) = child.stdin.take() {
         // Ends with the process: a blocked read of a terminal cannot be called back. What comes before the guest has
@@ -116,8 +136,8 @@ pub fn watch(
 
     let ending = wait(&mut child, &events, &started, machine, limits)?;
     // Whatever was still in the pipe.
-    reader.join().expect("the console does not panic")?;
-    Ok(ending)
+    let kept = reader.join().expect("the console does not panic")?;
+    Ok((ending, kept))
 }
 
 /// `command`, made to end when we do, whatever ends us.
@@ -137,6 +157,7 @@ fn read_console(
     mut from: ChildStdout,
     mut console: Console,
     events: &Sender<Event>,
+    out: &mut impl Write,
 ) -> io::Result<()> {
     let (mut buffer, mut alive) = ([0; 4096], false);
     loop {
@@ -148,11 +169,10 @@ fn read_console(
             alive = true;
             let _ = events.send(Event::Alive);
         }
-        let mut out = io::stdout().lock();
-        console.feed(&buffer[..len], &mut out)?;
+        console.feed(&buffer[..len], out)?;
         out.flush()?;
     }
-    console.end(&mut io::stdout().lock())?;
+    console.end(out)?;
     let _ = events.send(Event::End);
     Ok(())
 }

@@ -12,17 +12,12 @@ pub struct BootLine {
     pub append: Option<String>,
     /// The program in the initramfs to run as pid 1, and its arguments.
     pub init: Option<(String, Vec<String>)>,
-    /// The machine's name and how its time is to be read, which a kernel cannot know by itself.
-    pub machine: (String, &'static str),
 }
 
 impl BootLine {
-    /// The whole line.
-    pub fn line(&self) -> Result<String> {
-        let mut words = vec![
-            format!("topology={}", self.machine.0),
-            format!("mode={}", self.machine.1),
-        ];
+    /// The whole line. The machine's name and how its time is to be read a kernel cannot know by itself.
+    pub fn line(&self, topology: &str, mode: &str) -> Result<String> {
+        let mut words = vec![format!("topology={topology}"), format!("mode={mode}")];
         match (&self.append, &self.init) {
             (None, None) => words.push(DEFAULT.to_string()),
             (Some(append), _) => words.push(append.trim().to_string()),
@@ -61,12 +56,7 @@ mod tests {
         let init =
             init.map(|(p, args)| (p.to_string(), args.iter().map(|a| a.to_string()).collect()));
         let append = append.map(str::to_string);
-        BootLine {
-            append,
-            init,
-            machine: ("laptop".into(), "tcg"),
-        }
-        .line()
+        BootLine { append, init }.line("laptop", "tcg")
     }
 
     #[test]
