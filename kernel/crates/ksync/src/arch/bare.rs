@@ -288,3 +288,34 @@ pub unsafe fn copy_page(dst: *mut u8, src: *const u8) {
     // SAFETY: as for `clear_page`.
     unsafe { page_copy::copy_sse2(dst, src) }
 }
+
+/// The return addresses of the functions this one was called from, nearest first; zeroes where the stack ends.
+/// Follows frame pointers, which the kernel is built with.
+#[inline(never)]
+pub fn call_sites(sites: &mut [usize]) {
+    const KERNEL_TEXT: usize = 0xffff_ffff_8000_0000;
+    const STACK_MAX: usize = 256 << 10;
+    let mut frame: usize;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) };
+    sites.fill(0);
+    for site in sites {
+        if frame < 0xffff_8000_0000_0000 || !frame.is_multiple_of(8) {
+            return;
+        }
+        // SAFETY: a frame of this stack: the chain starts at our own and goes up in steps that a stack has.
+        let [next, address] = unsafe { *(frame as *const [usize; 2]) };
+        if address < KERNEL_TEXT {
+            return;
+        }
+        *site = address - 1;
+        if next <= frame || next - frame > STACK_MAX {
+            return;
+        }
+        frame = next;
+    }
+}
+
+/// A place where tests let others run: nothing here.
+#[inline(always)]
+pub fn interleave() {}

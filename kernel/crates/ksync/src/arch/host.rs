@@ -11,6 +11,7 @@
 //! token is leaving idle, giving it back a quiescent state, so grace periods need no scheduler here.
 //!
 //! A test that blocks with the token held would deadlock on the machine; here `park` panics.
+use super::explore;
 use super::{CpuHead, CpuMask, IrqFlags, MmId, ThreadPtr, cpu_to_node, nr_cpu_ids};
 use crate::{NR_CPUS, rcu};
 use std::boxed::Box;
@@ -25,6 +26,8 @@ pub use super::arena::{
 
 struct HostThread {
     thread: std::thread::Thread,
+    /// The park token while the thread is explored.
+    token: AtomicBool,
 }
 
 const UNSET: usize = usize::MAX;
@@ -41,9 +44,10 @@ std::thread_local! {
     static HELD: Cell<usize> = const { Cell::new(UNSET) };
     static PREEMPT_COUNT: Cell<u32> = const { Cell::new(0) };
     static IRQS_OFF: Cell<bool> = const { Cell::new(false) };
+    static CALL_SITE: Cell<usize> = const { Cell::new(0) };
     static SIGNAL: Cell<bool> = const { Cell::new(false) };
     // Leaked: a ThreadPtr may outlive its thread.
-    static SELF: &'static HostThread = Box::leak(Box::new(HostThread { thread: std::thread::current() }));
+    static SELF: &'static HostThread = Box::leak(Box::new(HostThread { thread: std::thread::current(), token: AtomicBool::new(false) }));
 }
 
 /// The CPU this thread runs on.
@@ -87,7 +91,7 @@ fn take_token() {
         .compare_exchange_weak(false, true, Acquire, Relaxed)
         .is_err()
     {
-        std::thread::yield_now();
+        cpu_relax();
     }
     HELD.set(cpu);
     rcu::host_token_taken(cpu_head(cpu));
@@ -100,6 +104,15 @@ fn give_token() {
     TOKENS[cpu].store(false, Release);
 }
 
+/// A thread ends, perhaps by a panic with preemption off: its CPU is free again.
+pub(super) fn abandon() {
+    PREEMPT_COUNT.set(0);
+    IRQS_OFF.set(false);
+    if HELD.get() != UNSET {
+        give_token();
+    }
+}
+
 fn give_token_if_last() {
     if PREEMPT_COUNT.get() == 0 && !IRQS_OFF.get() {
         give_token();
@@ -109,6 +122,7 @@ fn give_token_if_last() {
 /// Forbids preemption until the matching [`preempt_enable`]: takes the CPU's token. Nests.
 pub fn preempt_disable() {
     if HELD.get() == UNSET {
+        interleave();
         take_token();
     }
     PREEMPT_COUNT.set(PREEMPT_COUNT.get() + 1);
@@ -140,6 +154,7 @@ pub fn irqs_disabled() -> bool {
 /// Disables emulated interrupts; returns the state before.
 pub fn local_irq_save() -> IrqFlags {
     if HELD.get() == UNSET {
+        interleave();
         take_token();
     }
     IrqFlags(IRQS_OFF.replace(true) as usize)
@@ -154,7 +169,28 @@ pub fn local_irq_restore(flags: IrqFlags) {
 
 /// The pause of a spin loop; lets another host thread run, for there may be fewer host CPUs than emulated ones.
 pub fn cpu_relax() {
-    std::thread::yield_now();
+    if !explore::give_way() {
+        std::thread::yield_now();
+    }
+}
+
+/// A place where an explored thread may be held up; see [`explore`].
+#[inline]
+pub fn interleave() {
+    explore::point();
+}
+
+/// What [`call_sites`] reports for this thread.
+pub fn set_call_site(site: usize) {
+    CALL_SITE.set(site);
+}
+
+/// The one site that the test chose.
+pub fn call_sites(sites: &mut [usize]) {
+    sites.fill(0);
+    if let Some(first) = sites.first_mut() {
+        *first = CALL_SITE.get();
+    }
 }
 
 /// Nanoseconds since the first call.
@@ -174,13 +210,21 @@ pub fn current() -> ThreadPtr {
 /// Blocks until unparked. Panics with preemption or IRQs off: on the machine that would be a deadlock.
 pub fn park() {
     assert!(HELD.get() == UNSET, "park with preemption or IRQs off");
+    if explore::is_explored() {
+        while !SELF.with(|s| s.token.swap(false, AcqRel)) {
+            explore::give_way();
+        }
+        return;
+    }
     std::thread::park();
 }
 
 /// Wakes `t` or saves its token. Any context.
 pub fn unpark(t: ThreadPtr) {
     // SAFETY: handles come from `current`, which leaks what they point at.
-    unsafe { &*(t.0 as *const HostThread) }.thread.unpark();
+    let thread = unsafe { &*(t.0 as *const HostThread) };
+    thread.token.store(true, Release);
+    thread.thread.unpark();
 }
 
 /// This thread's emulated pending signal.
