@@ -1,9 +1,15 @@
-//! Random bytes for programs: xoshiro256** seeded from RDRAND where the CPU has it, from the clock else. Good enough
-//! for hash seeds and stack cookies on a research machine; not a cryptographic source, and it does not claim to be one.
+//! Random bytes for programs: a xoshiro256** per CPU, seeded from RDRAND where the CPU has it, from the clock else. Good
+//! enough for hash seeds and stack cookies on a research machine; not a cryptographic source, and it does not claim to
+//! be one.
+//!
+//! Every exec draws sixteen bytes for its stack canary, so one generator for all would be a lock that all CPUs share.
+//! Linux keeps one per CPU for the same reason (commit 186873c549df, 2022).
 
-use ksync::{SpinLock, lock_class};
+use core::cell::Cell;
+use ksync::PreemptGuard;
+use percpu::PerCpu;
 
-static STATE: SpinLock<[u64; 4]> = SpinLock::new([0; 4], lock_class!("random"));
+static STATES: spin::Once<PerCpu<Cell<[u64; 4]>>> = spin::Once::new();
 
 fn splitmix(x: &mut u64) -> u64 {
     *x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -13,7 +19,8 @@ fn splitmix(x: &mut u64) -> u64 {
     z ^ z >> 31
 }
 
-/// Seeds the generator. With `fixed` the sequence is the same at every boot, so that runs repeat.
+/// Seeds the generators, once per-CPU memory can be had. With `fixed` the sequences are the same at every boot, so that
+/// runs repeat.
 pub fn init(fixed: bool) {
     let mut seed = 0x7469_6e65;
     if !fixed {
@@ -25,12 +32,16 @@ pub fn init(fixed: bool) {
             seed ^= word;
         }
     }
-    *STATE.lock_irqsave() = core::array::from_fn(|_| splitmix(&mut seed));
+    let state = |_| Cell::new(core::array::from_fn(|_| splitmix(&mut seed)));
+    let states = PerCpu::new(state).expect("memory for random numbers");
+    STATES.call_once(|| states);
 }
 
-/// Fills `buf`. Any context.
+/// Fills `buf`. Thread context: an interrupt in the midst would draw the same numbers.
 pub fn fill(buf: &mut [u8]) {
-    let mut s = STATE.lock_irqsave();
+    let here = PreemptGuard::new();
+    let state = STATES.get().expect("seeded before anything is run").this_cpu(&here);
+    let mut s = state.get();
     for chunk in buf.chunks_mut(8) {
         let word = s[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let t = s[1] << 17;
@@ -42,4 +53,5 @@ pub fn fill(buf: &mut [u8]) {
         s[3] = s[3].rotate_left(45);
         chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
     }
+    state.set(s);
 }

@@ -54,7 +54,6 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
     params::init(line);
     let params = params::get();
     console::set_quiet(params.quiet);
-    random::init(matches!(params.mode, params::ModeWord::Icount | params::ModeWord::Numasim));
 
     let mut machine = Topology::EMPTY;
     let firmware = acpi_tables::read(boot.rsdp_addr.into_option(), &mut machine);
@@ -63,6 +62,7 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
     }
     adopt_topology(machine, params.maxcpus as usize);
     boot_mem::init(boot, topology());
+    random::init(matches!(params.mode, params::ModeWord::Icount | params::ModeWord::Numasim));
     paging::enable_protection();
     fpu::init_cpu(); // may turn a static key on
     patch_text(params);
@@ -98,7 +98,9 @@ fn early_head() {
 /// Tells the crates below how many CPUs and nodes there are.
 fn adopt_topology(mut machine: Topology, max_cpus: usize) {
     let boot_id = boot_apic_id();
-    assert!(machine.set_boot_cpu(boot_id), "the MADT does not list the boot CPU, APIC id {boot_id}");
+    if !machine.set_boot_cpu(boot_id) {
+        println!("warning: MADT: the boot CPU, APIC id {boot_id}, is not listed; taken to be on node 0");
+    }
     let cpus = machine.enabled_cpus();
     let nr = cpus.len().min(max_cpus).max(1);
     ksync::arch::set_nr_cpu_ids(nr);

@@ -15,8 +15,11 @@
 //!   look at the condition           look whether anybody is queued
 //! ```
 //!
-//! So at least one sees the other. A waker takes the entry off the queue and unparks under the queue's lock, and a
-//! waiter passes that lock before it leaves, so a woken thread's stack and task outlive the waker's use of them.
+//! So at least one sees the other. A waker takes the entry off the queue under the queue's lock, its last touch of the
+//! entry being the store that says so, and unparks the thread before it lets the lock go. A waiter that reads that
+//! store leaves at once: a crowd woken together does not queue for the lock again. The waker may thus unpark a thread
+//! that has left and even ended; the lock is held with IRQs off, which is an RCU section, and threads are freed after
+//! a grace period.
 //! A waiter that was chosen by [`wake_one`](WaitQueue::wake_one) but found its condition true by itself, or is leaving
 //! because of a signal, wakes the next one instead.
 //!
@@ -24,7 +27,8 @@
 //! The queue's lock is taken with IRQs off; under it only `arch::unpark` (run-queue locks).
 //!
 //! # Invariants
-//! - INV-WAIT-1: an entry is linked if and only if its `queued` is true; both change under the queue's lock.
+//! - INV-WAIT-1: an entry is linked if and only if its `queued` is true; both change under the queue's lock. Who reads
+//!   false (Acquire) has the entry to itself: clearing it (Release) is the last a waker does with an entry.
 //! - INV-WAIT-2: an entry is not moved or dropped while linked (pinned; `Drop` unlinks).
 //! - INV-WAIT-3: `waiting` is true if the queue is not empty.
 use crate::arch::{self, ThreadPtr};
@@ -57,22 +61,28 @@ pub(crate) struct List {
 // SAFETY: the nodes are touched only under the lock the list is in.
 unsafe impl Send for List {}
 
-/// One waiter. Everything is guarded by the lock of the queue it is on.
+/// One waiter. Everything is guarded by the lock of the queue it is on; `queued` may be read without.
 pub(crate) struct Node {
     thread: Cell<ThreadPtr>,
     next: Cell<*const Node>,
     prev: Cell<*const Node>,
-    queued: Cell<bool>,
+    queued: AtomicBool,
 }
 
 impl Node {
-    const fn new() -> Self {
-        Node {
-            thread: Cell::new(ThreadPtr::NULL),
-            next: Cell::new(ptr::null()),
-            prev: Cell::new(ptr::null()),
-            queued: Cell::new(false),
+    const_unless_loom! {
+        fn new() -> Self {
+            Node {
+                thread: Cell::new(ThreadPtr::NULL),
+                next: Cell::new(ptr::null()),
+                prev: Cell::new(ptr::null()),
+                queued: AtomicBool::new(false),
+            }
         }
+    }
+
+    fn is_queued(&self) -> bool {
+        self.queued.load(Acquire)
     }
 }
 
@@ -85,7 +95,7 @@ impl List {
     }
 
     fn push_back(&mut self, node: &Node) {
-        debug_assert!(!node.queued.get());
+        debug_assert!(!node.is_queued());
         node.prev.set(self.last);
         node.next.set(ptr::null());
         // SAFETY: INV-WAIT-2: linked nodes live.
@@ -94,11 +104,11 @@ impl List {
             None => self.first = node,
         }
         self.last = node;
-        node.queued.set(true);
+        node.queued.store(true, Relaxed);
     }
 
     fn remove(&mut self, node: &Node) {
-        debug_assert!(node.queued.get());
+        debug_assert!(node.is_queued());
         let (prev, next) = (node.prev.get(), node.next.get());
         // SAFETY: INV-WAIT-2: linked nodes live.
         match unsafe { prev.as_ref() } {
@@ -110,7 +120,7 @@ impl List {
             Some(next) => next.prev.set(prev),
             None => self.last = prev,
         }
-        node.queued.set(false);
+        node.queued.store(false, Release);
     }
 
     /// Takes the first off and unparks its thread. Under the queue's lock.
@@ -119,8 +129,9 @@ impl List {
         let Some(first) = (unsafe { self.first.as_ref() }) else {
             return false;
         };
+        let thread = first.thread.get();
         self.remove(first);
-        arch::unpark(first.thread.get());
+        arch::unpark(thread);
         true
     }
 }
@@ -143,12 +154,10 @@ pub struct WaitEntry<'q> {
 }
 
 impl<'q> WaitEntry<'q> {
-    /// An entry on no queue.
-    pub const fn new() -> Self {
-        WaitEntry {
-            queue: Cell::new(None),
-            node: UnsafeCell::new(Node::new()),
-            _pin: PhantomPinned,
+    const_unless_loom! {
+        /// An entry on no queue.
+        pub fn new() -> Self {
+            WaitEntry { queue: Cell::new(None), node: UnsafeCell::new(Node::new()), _pin: PhantomPinned }
         }
     }
 
@@ -166,7 +175,7 @@ impl<'q> WaitEntry<'q> {
         self.queue.set(Some(queue));
         {
             let mut list = queue.list.lock_irqsave();
-            if !self.node().queued.get() {
+            if !self.node().is_queued() {
                 self.node().thread.set(arch::current());
                 list.push_back(self.node());
                 queue.waiting.store(true, Relaxed);
@@ -178,12 +187,7 @@ impl<'q> WaitEntry<'q> {
 
     /// Whether a waker took the entry off its queue since `prepare`. If so the entry is on no queue now.
     pub fn was_woken(&self) -> bool {
-        let Some(queue) = self.queue.get() else {
-            return false;
-        };
-        let list = queue.list.lock_irqsave();
-        let woken = !self.node().queued.get();
-        drop(list);
+        let woken = self.queue.get().is_some() && !self.node().is_queued();
         if woken {
             self.queue.set(None);
         }
@@ -196,8 +200,11 @@ impl<'q> WaitEntry<'q> {
         let Some(queue) = self.queue.take() else {
             return false;
         };
+        if !self.node().is_queued() {
+            return true;
+        }
         let mut list = queue.list.lock_irqsave();
-        if !self.node().queued.get() {
+        if !self.node().is_queued() {
             return true;
         }
         list.remove(self.node());

@@ -58,8 +58,8 @@ pub const PERCPU_WINDOW_SIZE: usize = 1 << PERCPU_WINDOW_SHIFT;
 const _: () = assert!(core::mem::size_of::<CpuHead>() <= crate::PAGE_SIZE);
 
 /// A thread, opaque to this crate: whatever the kernel keeps in [`CpuHead::current`]. A copy may be given to
-/// [`unpark`] as long as the kernel keeps the thread's memory; the waits of this crate never unpark a thread that
-/// has returned from them.
+/// [`unpark`] as long as the kernel keeps the thread's memory: until a grace period after the thread ended. The waits
+/// of this crate may unpark a thread that has just returned from them, with IRQs off since before it did.
 #[repr(transparent)]
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct ThreadPtr(pub *mut ());
