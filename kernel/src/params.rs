@@ -1,5 +1,6 @@
 //! The words of the boot line.
 
+use crate::bench::{BenchWord, LockWord};
 use kparam::Text;
 
 kparam::choices! {
@@ -35,22 +36,6 @@ kparam::choices! {
         Kvm = "kvm",
         /// A real machine.
         Metal = "metal",
-    }
-}
-
-kparam::choices! {
-    /// In-kernel benchmarks.
-    pub enum BenchWord {
-        /// Fork, exit, wait.
-        Fork = "fork",
-        /// A program that execs, over and over.
-        Exec = "exec",
-        /// Fork, exec, exit, wait.
-        ForkExec = "forkexec",
-        /// Thread create, exit, join.
-        Thread = "thread",
-        /// All CPUs fork, exec, exit and wait at random; then nothing may be missing.
-        Storm = "storm",
     }
 }
 
@@ -97,10 +82,18 @@ kparam::params! {
         bench: Option<BenchWord> = None,
         /// Operations of a benchmark, over all workers.
         ops: Option<u64> = None,
+        /// Cycles for which a benchmark runs, in place of a number of operations.
+        window: Option<u64> = None,
+        /// Cycles before the window, which do not count; default: a quarter of it.
+        ramp: Option<u64> = None,
         /// Workers of a benchmark; default: one per CPU.
         workers: Option<u64> = None,
         /// Where a benchmark's workers run.
         place: Place = Place::Pinned,
+        /// Subject of the lock laboratory (bench=locks).
+        lock: LockWord = LockWord::Spin,
+        /// Of a hundred operations on a reader-writer lock, how many read.
+        readers: u64 = 90,
         /// Count cycles by phase.
         phases: Switch = Switch::Off,
         /// Count acquisitions, waiting and holding by lock class.

@@ -212,7 +212,7 @@ extern "C" fn first_process(_: usize) {
         ktest::run(test);
     }
     if let Some(word) = params.bench {
-        bench::run(word);
+        bench::start(word);
     }
     exec_init();
 }

@@ -1,8 +1,8 @@
 //! Every allocation of an operation fails once: the caller gets ENOMEM and nothing is lost.
 
-use super::{leak, ops};
+use super::leak;
+use super::tiny::Tiny;
 use crate::errno::Errno;
-use crate::params::BenchWord;
 use page_alloc::fault_inject;
 
 /// Sites per operation beyond which something is wrong with the test itself.
@@ -13,14 +13,16 @@ const MAX_SITES: u32 = 2_000;
 pub fn run() -> ! {
     let mut failed = false;
     let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
-    for word in [BenchWord::Fork, BenchWord::Exec, BenchWord::Thread] {
-        let mut op = ops::Op::new(word, 1);
-        op.run(0).expect("an operation without injection");
+    let operations: [(&str, fn(&Tiny) -> Result<(), Errno>); 3] =
+        [("fork", Tiny::fork), ("exec", Tiny::exec), ("thread", Tiny::thread)];
+    for (name, operation) in operations {
+        let tiny = Tiny::new();
+        operation(&tiny).expect("an operation without injection");
         before.take();
         let mut sites = 0;
         for nth in 1..MAX_SITES {
             fault_inject::set_fail_nth(nth);
-            let result = op.run(nth as u64);
+            let result = operation(&tiny);
             let reached = fault_inject::fail_nth() == 0;
             fault_inject::set_fail_nth(0);
             match result {
@@ -28,7 +30,7 @@ pub fn run() -> ! {
                 Ok(()) => {} // an allocation whose failure is absorbed
                 Err(e) if e == Errno::ENOMEM => {}
                 Err(e) => {
-                    println!("fault-inject {}: allocation {nth} failed with {e}, not ENOMEM", word.name());
+                    println!("fault-inject {name}: allocation {nth} failed with {e}, not ENOMEM");
                     failed = true;
                 }
             }
@@ -37,10 +39,10 @@ pub fn run() -> ! {
         after.take();
         let leaks = before.compare(&after);
         for l in &leaks {
-            println!("fault-inject {}: {}: {} before, {} after", word.name(), l.what, l.before, l.after);
+            println!("fault-inject {name}: {}: {} before, {} after", l.what, l.before, l.after);
         }
         failed |= !leaks.is_empty() || sites == 0;
-        println!("fault-inject {}: {sites} allocations failed in turn", word.name());
+        println!("fault-inject {name}: {sites} allocations failed in turn");
     }
     crate::power::off(failed as i32)
 }

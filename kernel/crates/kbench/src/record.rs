@@ -45,6 +45,9 @@ pub struct Record {
     /// Cycles from the first operation's start to the last one's end, over all workers.
     #[serde(default)]
     pub elapsed_cycles: u64,
+    /// The window of time that was measured. Absent when operations were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
     /// Cycles per operation.
     pub cycles: Cycles,
     /// Where they went. Empty when phases were off.
@@ -54,6 +57,19 @@ pub struct Record {
     /// What was not given back. Absent when the run did not check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaks: Option<Vec<Leak>>,
+}
+
+/// A window of time: operations count that end inside it, on whatever CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Cycles from the start of all workers to the window.
+    pub ramp: u64,
+    /// Cycles of the window.
+    pub cycles: u64,
+    /// Operations of the worker that did the fewest.
+    pub ops_least: u64,
+    /// Operations of the worker that did the most.
+    pub ops_most: u64,
 }
 
 /// One `name=value` of the boot line.
@@ -250,6 +266,7 @@ impl Record {
             errors: 0,
             workers: 1,
             elapsed_cycles: 0,
+            window: None,
             cycles: Cycles::of(histogram),
             phases: Vec::new(),
             locks: Vec::new(),
@@ -284,6 +301,14 @@ impl Record {
             .iter()
             .find(|p| p.name == name)
             .map_or(0.0, |p| p.cycles_per_op)
+    }
+
+    /// Operations of all workers per million cycles; 0 when no time passed.
+    pub fn ops_per_mcycle(&self) -> f64 {
+        match self.elapsed_cycles {
+            0 => 0.0,
+            cycles => self.ops as f64 * 1e6 / cycles as f64,
+        }
     }
 
     /// Whether the run is a success: no failed operation, nothing leaked.
@@ -357,6 +382,22 @@ impl fmt::Display for Record {
             grouped(cycles.mean as u64),
         ]);
         write!(f, "{per_op}")?;
+        if let Some(w) = self.window {
+            let rate = self.ops_per_mcycle() as u64;
+            write!(
+                f,
+                "window: {} cycles after a ramp of {}",
+                grouped(w.cycles),
+                grouped(w.ramp)
+            )?;
+            write!(f, "; {} operations per Mcycle", grouped(rate))?;
+            writeln!(
+                f,
+                "; {} to {} per worker",
+                grouped(w.ops_least),
+                grouped(w.ops_most)
+            )?;
+        }
         self.fmt_phases(f)?;
         self.fmt_locks(f)?;
         self.fmt_leaks(f)

@@ -1,0 +1,100 @@
+//! A worker that is a process: a thread of the kernel that has taken on the address space of `/bin/tiny`, so that its
+//! forks copy what a small program's do. The operations on it are what several benchmarks are made of.
+
+use crate::arch::PtRegs;
+use crate::errno::Errno;
+use crate::process::{self, CloneRegs};
+use crate::sched::{self, current, current_ref};
+use task::exec::ExecArgs;
+use task::fork::{CloneArgs, clone};
+use task::signal::SIGCHLD;
+use task::wait::{self, Which, options};
+
+const TINY: &[u8] = b"/bin/tiny";
+
+/// The running thread as a process.
+pub struct Tiny {
+    /// Registers with which a child starts in user mode: the program's entry.
+    regs: PtRegs,
+}
+
+impl Tiny {
+    /// Turns the running kernel thread into a process with the program's address space.
+    pub fn new() -> Tiny {
+        exec_tiny().expect("/bin/tiny in the initramfs");
+        // SAFETY: the running thread's own registers, which the exec just wrote.
+        let regs = unsafe { *crate::arch::thread::pt_regs(&current_ref().arch) };
+        Tiny { regs }
+    }
+
+    /// A child that starts the program, which exits.
+    pub fn spawn_fork(&self) -> Result<(), Errno> {
+        process::kernel_clone(&clone_args(0), &self.regs, &CloneRegs::default())?;
+        Ok(())
+    }
+
+    /// A child that execs the program, which exits.
+    pub fn spawn_exec(&self) -> Result<(), Errno> {
+        process::clone_into_kernel(&clone_args(0), child_execs, 0)?;
+        Ok(())
+    }
+
+    /// Fork, exit, wait.
+    pub fn fork(&self) -> Result<(), Errno> {
+        self.spawn_fork()?;
+        reap_one()
+    }
+
+    /// Fork, exec, exit, wait.
+    pub fn fork_exec(&self) -> Result<(), Errno> {
+        self.spawn_exec()?;
+        reap_one()
+    }
+
+    /// exec in place.
+    pub fn exec(&self) -> Result<(), Errno> {
+        exec_tiny()
+    }
+
+    /// A thread whose only instruction is exit; it is joined when it has left the process.
+    pub fn thread(&self) -> Result<(), Errno> {
+        let flags = clone::VM | clone::FS | clone::FILES | clone::SIGHAND | clone::THREAD | clone::SYSVSEM;
+        let mut args = clone_args(flags);
+        args.exit_signal = 0;
+        let stack = self.regs.rsp as usize - 4096;
+        process::kernel_clone(&args, &self.regs, &CloneRegs { stack, ..Default::default() })?;
+        let process = &current_ref().process;
+        process.wait_chldexit.wait_until(|| process.lock.lock().threads.len() == 1);
+        Ok(())
+    }
+}
+
+fn clone_args(flags: u64) -> CloneArgs<'static> {
+    CloneArgs { flags, exit_signal: SIGCHLD, cpu: sched::likely_cpu(), ..Default::default() }
+}
+
+/// Waits for any child; it must have exited with 0.
+pub fn reap_one() -> Result<(), Errno> {
+    let reaped = wait::wait(&current(), &Which::Any, options::WALL)?;
+    match reaped {
+        Some(r) if r.status == 0 => Ok(()),
+        Some(r) => {
+            println!("child {} ended with wait status {:#x}", r.pid, r.status);
+            Err(Errno::EIO)
+        }
+        None => Err(Errno::ECHILD),
+    }
+}
+
+fn exec_tiny() -> Result<(), Errno> {
+    let mut args = ExecArgs::new();
+    args.push_arg(TINY)?;
+    process::kernel_execve(TINY, args)
+}
+
+/// A child's first and only act in the kernel; it then runs the program from its start, which exits.
+extern "C" fn child_execs(_: usize) {
+    if let Err(e) = exec_tiny() {
+        process::do_group_exit((e.0 as i32 & 0xff) << 8);
+    }
+}
