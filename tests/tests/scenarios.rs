@@ -353,6 +353,23 @@ const BUSYBOX: &[(&str, usize, Body)] = &[
             .fail()
             .map(drop)
     }),
+    ("busybox::ls", 1, || {
+        let outcome = Boot::on("default")
+            .host_program(&path()?, &["ls", "-1", "/bin"])
+            .succeed()?;
+        let said = |name| outcome.console.lines().any(|line| line.trim() == name);
+        outcome.check(said("busybox") && said("tiny"), "not all names of /bin")
+    }),
+    ("busybox::shell_pipeline", 1, || {
+        let script = "cd /bin; echo one two three | ./busybox cat | (./busybox wc -w); \
+            ./busybox false || echo status $?; ./busybox sleep 0.01 & wait; echo waited";
+        let outcome = Boot::on("default")
+            .host_program(&path()?, &["sh", "-c", script])
+            .succeed()?;
+        let lines: Vec<&str> = outcome.console.lines().map(str::trim).collect();
+        let said = |text| lines.contains(&text);
+        outcome.check(said("3") && said("status 1") && said("waited"), "not all lines")
+    }),
 ];
 
 fn busybox() -> Option<PathBuf> {
