@@ -46,7 +46,10 @@ raw_tables!(RawMadt = MADT, RawSrat = SRAT, RawSlit = SLIT);
 /// The bytes of a table.
 fn bytes_of<T: AcpiTable>(tables: &AcpiTables<DirectMap>) -> Option<&'static [u8]> {
     let mapping = tables.find_table::<T>().ok()?;
-    let (at, len) = (mapping.virtual_start().as_ptr().cast::<u8>(), mapping.get().header().length as usize);
+    let (at, len) = (
+        mapping.virtual_start().as_ptr().cast::<u8>(),
+        mapping.get().header().length as usize,
+    );
     // SAFETY: a table that the crate found and whose checksum holds; it stays in the direct map.
     Some(unsafe { core::slice::from_raw_parts(at, len) })
 }
@@ -58,8 +61,18 @@ pub fn read(rsdp: Option<u64>, topology: &mut Topology) -> Firmware {
     let tables = unsafe { AcpiTables::from_rsdp(DirectMap, rsdp as usize) };
     let tables = tables.unwrap_or_else(|e| panic!("the ACPI tables cannot be read: {e:?}"));
     let madt = bytes_of::<RawMadt>(&tables).expect("no MADT: this kernel cannot count the CPUs");
-    let warnings = topology.parse_into(madt, bytes_of::<RawSrat>(&tables), bytes_of::<RawSlit>(&tables));
-    let pm_timer = tables.find_table::<Fadt>().ok().and_then(|f| f.pm_timer_block().ok().flatten());
+    let warnings = topology.parse_into(
+        madt,
+        bytes_of::<RawSrat>(&tables),
+        bytes_of::<RawSlit>(&tables),
+    );
+    let pm_timer = tables
+        .find_table::<Fadt>()
+        .ok()
+        .and_then(|f| f.pm_timer_block().ok().flatten());
     let pm_timer = pm_timer.filter(|t| t.address_space == acpi::address::AddressSpace::SystemIo);
-    Firmware { warnings, pm_timer: pm_timer.map(|t| t.address as u16) }
+    Firmware {
+        warnings,
+        pm_timer: pm_timer.map(|t| t.address as u16),
+    }
 }

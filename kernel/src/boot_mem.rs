@@ -30,7 +30,8 @@ const LOW_MEMORY: usize = 1 << 20;
 struct EarlyHeapMemory(core::cell::UnsafeCell<[u8; EARLY_HEAP_SIZE]>);
 // SAFETY: touched only through the allocator that is given it once.
 unsafe impl Sync for EarlyHeapMemory {}
-static EARLY_HEAP_MEMORY: EarlyHeapMemory = EarlyHeapMemory(core::cell::UnsafeCell::new([0; EARLY_HEAP_SIZE]));
+static EARLY_HEAP_MEMORY: EarlyHeapMemory =
+    EarlyHeapMemory(core::cell::UnsafeCell::new([0; EARLY_HEAP_SIZE]));
 static EARLY_HEAP: linked_list_allocator::LockedHeap = linked_list_allocator::LockedHeap::empty();
 static SLAB_READY: AtomicBool = AtomicBool::new(false);
 
@@ -50,19 +51,33 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's contract.
         unsafe {
-            if SLAB_READY.load(Ordering::Acquire) { slab::KernelHeap.alloc(layout) } else { EARLY_HEAP.alloc(layout) }
+            if SLAB_READY.load(Ordering::Acquire) {
+                slab::KernelHeap.alloc(layout)
+            } else {
+                EARLY_HEAP.alloc(layout)
+            }
         }
     }
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
         // SAFETY: the caller's contract.
-        unsafe { if is_early(p) { EARLY_HEAP.dealloc(p, layout) } else { slab::KernelHeap.dealloc(p, layout) } }
+        unsafe {
+            if is_early(p) {
+                EARLY_HEAP.dealloc(p, layout)
+            } else {
+                slab::KernelHeap.dealloc(p, layout)
+            }
+        }
     }
 }
 
 /// Opens the early heap. Once, before anything allocates.
 pub fn init_early_heap() {
     // SAFETY: the buffer is static and nobody else touches it.
-    unsafe { EARLY_HEAP.lock().init(EARLY_HEAP_MEMORY.0.get().cast(), EARLY_HEAP_SIZE) };
+    unsafe {
+        EARLY_HEAP
+            .lock()
+            .init(EARLY_HEAP_MEMORY.0.get().cast(), EARLY_HEAP_SIZE)
+    };
 }
 
 /// Free ranges of physical memory by node, consumed from their starts.
@@ -73,9 +88,18 @@ struct Early {
 
 impl Early {
     fn new(boot: &BootInfo, topology: &Topology) -> Early {
-        let mut early = Early { ranges: [const { (0, 0..0) }; MAX_RANGES], nr: 0 };
-        for region in boot.memory_regions.iter().filter(|r| r.kind == MemoryRegionKind::Usable) {
-            let start = (region.start as usize).max(LOW_MEMORY).next_multiple_of(PAGE);
+        let mut early = Early {
+            ranges: [const { (0, 0..0) }; MAX_RANGES],
+            nr: 0,
+        };
+        for region in boot
+            .memory_regions
+            .iter()
+            .filter(|r| r.kind == MemoryRegionKind::Usable)
+        {
+            let start = (region.start as usize)
+                .max(LOW_MEMORY)
+                .next_multiple_of(PAGE);
             let end = region.end as usize & !(PAGE - 1);
             early.add_by_node(topology, start, end);
         }
@@ -168,14 +192,26 @@ pub fn init(boot: &BootInfo, topology: &Topology) {
             continue;
         }
         // SAFETY: the descriptors are mapped and zero (map_vmemmap), the frames are nobody's (INV-BOOTMEM-1).
-        unsafe { page_alloc::init_node(*node, core::slice::from_ref(&pfns)) }.expect("a node's memory");
+        unsafe { page_alloc::init_node(*node, core::slice::from_ref(&pfns)) }
+            .expect("a node's memory");
     }
     for cpu in 0..nr_cpus {
         page_alloc::init_percpu(cpu).expect("memory for page lists");
     }
-    let reserved = size_of::<CpuHead>().next_multiple_of(64).max(percpu::RESERVED);
+    let reserved = size_of::<CpuHead>()
+        .next_multiple_of(64)
+        .max(percpu::RESERVED);
     // SAFETY: `map_window` mapped and zeroed this much for every CPU; the head is all that is used of it.
-    unsafe { percpu::init(&Windows, FirstChunk { populated: FIRST_CHUNK, reserved }) }.expect("memory for percpu");
+    unsafe {
+        percpu::init(
+            &Windows,
+            FirstChunk {
+                populated: FIRST_CHUNK,
+                reserved,
+            },
+        )
+    }
+    .expect("memory for percpu");
     SLAB_READY.store(true, Ordering::Release);
 }
 
@@ -189,7 +225,8 @@ fn map_vmemmap(early: &mut Early, node: usize, range: Range<usize>) {
     for va in (start..end).step_by(PAGE) {
         if !paging::is_mapped(va) {
             let frame = early.frame(node);
-            paging::map_page(va, frame, &mut || Some(early.frame(node))).expect("memory for page tables");
+            paging::map_page(va, frame, &mut || Some(early.frame(node)))
+                .expect("memory for page tables");
         }
     }
 }
@@ -199,7 +236,8 @@ fn map_window(early: &mut Early, cpu: usize) {
     let base = ksync::arch::percpu_base(cpu);
     for at in (0..FIRST_CHUNK).step_by(PAGE) {
         let frame = early.frame(node);
-        paging::map_page(base + at, frame, &mut || Some(early.frame(node))).expect("memory for page tables");
+        paging::map_page(base + at, frame, &mut || Some(early.frame(node)))
+            .expect("memory for page tables");
     }
     ksync::arch::cpu_head(cpu).init(cpu, node);
 }
@@ -208,7 +246,10 @@ fn map_window(early: &mut Early, cpu: usize) {
 fn move_to_window() {
     let early = ksync::arch::this_cpu_head();
     let head = ksync::arch::cpu_head(0);
-    head.preempt_count.store(early.preempt_count.load(Ordering::Relaxed), Ordering::Relaxed);
+    head.preempt_count.store(
+        early.preempt_count.load(Ordering::Relaxed),
+        Ordering::Relaxed,
+    );
     let base = ksync::arch::percpu_base(0) as u64;
     x86_64::registers::model_specific::GsBase::write(x86_64::VirtAddr::new(base));
 }

@@ -28,14 +28,24 @@ struct Line {
 }
 
 static CONSOLE: SerialConsole = SerialConsole {
-    line: Mutex::new(Line { bytes: [0; LINE_MAX], len: 0, ready: 0, end_of_file: false }, lock_class!("console_line")),
+    line: Mutex::new(
+        Line {
+            bytes: [0; LINE_MAX],
+            len: 0,
+            ready: 0,
+            end_of_file: false,
+        },
+        lock_class!("console_line"),
+    ),
 };
 
 impl Line {
     /// Takes what was typed, echoing it.
     fn fill(&mut self) {
         while self.ready == 0 && !self.end_of_file {
-            let Some(byte) = console::read_byte() else { return };
+            let Some(byte) = console::read_byte() else {
+                return;
+            };
             match byte {
                 b'\r' | b'\n' => {
                     console::write_bytes(b"\n");
@@ -100,12 +110,18 @@ impl ConsoleOps for SerialConsole {
     fn poll(&self) -> PollMask {
         let mut line = self.line.lock();
         line.fill();
-        if line.ready > 0 || line.end_of_file { PollMask::IN | PollMask::OUT } else { PollMask::OUT }
+        if line.ready > 0 || line.end_of_file {
+            PollMask::IN | PollMask::OUT
+        } else {
+            PollMask::OUT
+        }
     }
 }
 
 static HOOKS: Hooks = Hooks {
-    unmap_mapping: |space, first, even_cow| mm::unmap_mapping_range(space, first, u64::MAX, even_cow),
+    unmap_mapping: |space, first, even_cow| {
+        mm::unmap_mapping_range(space, first, u64::MAX, even_cow)
+    },
     console: &CONSOLE,
     fill_random: crate::random::fill,
 };
@@ -124,7 +140,9 @@ pub fn init() {
     let open = || vfs::open(At::cwd(&fs), b"/dev/console", OpenFlags::RDWR, 0);
     for _ in 0..3 {
         let console = open().expect("/dev/console was just made");
-        files.install(console, false).expect("memory for the first descriptors");
+        files
+            .install(console, false)
+            .expect("memory for the first descriptors");
     }
     let task = sched::current_ref();
     *task.fs.lock() = Some(KArc::clone(&fs));

@@ -70,11 +70,19 @@ pub fn nr_syscalls() -> u64 {
 /// Forks, execs and exits since boot.
 pub fn process_counts() -> [u64; 3] {
     COUNTS.iter().fold([0; 3], |[f, e, x], c| {
-        [f + c.forks.load(Relaxed), e + c.execs.load(Relaxed), x + c.exits.load(Relaxed)]
+        [
+            f + c.forks.load(Relaxed),
+            e + c.execs.load(Relaxed),
+            x + c.exits.load(Relaxed),
+        ]
     })
 }
 
 /// Missing calls: number and count.
 pub fn missing() -> impl Iterator<Item = (usize, u32)> {
-    MISSING.iter().enumerate().map(|(nr, n)| (nr, n.load(Relaxed))).filter(|&(_, n)| n > 0)
+    MISSING
+        .iter()
+        .enumerate()
+        .map(|(nr, n)| (nr, n.load(Relaxed)))
+        .filter(|&(_, n)| n > 0)
 }

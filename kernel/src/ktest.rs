@@ -16,7 +16,8 @@ pub fn run(test: TestWord) {
         },
         TestWord::NullRead => {
             // SAFETY: none: the access is the test, and it ends the machine.
-            let value = unsafe { core::ptr::without_provenance::<u64>(0xdead_f000).read_volatile() };
+            let value =
+                unsafe { core::ptr::without_provenance::<u64>(0xdead_f000).read_volatile() };
             println!("read {value} from nowhere");
         }
         TestWord::FaultInject => crate::bench::inject::run(),

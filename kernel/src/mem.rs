@@ -6,7 +6,9 @@ use mm::{FaultError, FaultFlags};
 /// A fault at a user address, by the program or by a copy on its behalf. IRQs on; may sleep.
 #[inline]
 pub fn handle_user_fault(address: usize, flags: FaultFlags, _sp: usize) -> Result<(), FaultError> {
-    let mm = current_ref().active_mm.load(core::sync::atomic::Ordering::Relaxed) as *const mm::Mm;
+    let mm = current_ref()
+        .active_mm
+        .load(core::sync::atomic::Ordering::Relaxed) as *const mm::Mm;
     if mm.is_null() {
         return Err(FaultError::SegvMaperr);
     }

@@ -25,7 +25,11 @@ fn backtrace(rip: u64, mut rbp: u64) {
     println!("  bt: {rip:#018x}");
     for _ in 0..MAX_FRAMES {
         let frame = rbp as usize;
-        if frame < 0xffff_8000_0000_0000 || frame % 8 != 0 || !paging::is_mapped(frame) || !paging::is_mapped(frame + 8) {
+        if frame < 0xffff_8000_0000_0000
+            || frame % 8 != 0
+            || !paging::is_mapped(frame)
+            || !paging::is_mapped(frame + 8)
+        {
             return;
         }
         // SAFETY: both words are mapped kernel memory.
@@ -46,10 +50,22 @@ fn registers(regs: &PtRegs) {
         "  rip {:04x}:{:016x} rsp {:04x}:{:016x} rflags {:08x}",
         regs.cs, regs.rip, regs.ss, regs.rsp, regs.rflags
     );
-    println!("  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", regs.rax, regs.rbx, regs.rcx, regs.rdx);
-    println!("  rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", regs.rsi, regs.rdi, regs.rbp, regs.r8);
-    println!("  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", regs.r9, regs.r10, regs.r11, regs.r12);
-    println!("  r13 {:016x} r14 {:016x} r15 {:016x}", regs.r13, regs.r14, regs.r15);
+    println!(
+        "  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
+        regs.rax, regs.rbx, regs.rcx, regs.rdx
+    );
+    println!(
+        "  rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}",
+        regs.rsi, regs.rdi, regs.rbp, regs.r8
+    );
+    println!(
+        "  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}",
+        regs.r9, regs.r10, regs.r11, regs.r12
+    );
+    println!(
+        "  r13 {:016x} r14 {:016x} r15 {:016x}",
+        regs.r13, regs.r14, regs.r15
+    );
 }
 
 fn describe_task() -> impl fmt::Display {
@@ -111,7 +127,9 @@ fn panic(info: &core::panic::PanicInfo) -> ! {
     println!("  on CPU {}, {}", smp_processor_id(), describe_task());
     let (rip, rbp): (u64, u64);
     // SAFETY: reads two registers.
-    unsafe { core::arch::asm!("lea {}, [rip]", "mov {}, rbp", out(reg) rip, out(reg) rbp, options(nomem, nostack)) };
+    unsafe {
+        core::arch::asm!("lea {}, [rip]", "mov {}, rbp", out(reg) rip, out(reg) rbp, options(nomem, nostack))
+    };
     backtrace(rip, rbp);
     stop_others_and_exit(EXIT_PANIC)
 }

@@ -12,13 +12,21 @@ const EXIT_FAILURE: u8 = 0x20;
 pub fn off(status: i32) -> ! {
     crate::report::missing_syscalls();
     info!("power off, status {status}");
-    arch::exit_machine(if status == 0 { EXIT_SUCCESS } else { EXIT_FAILURE })
+    arch::exit_machine(if status == 0 {
+        EXIT_SUCCESS
+    } else {
+        EXIT_FAILURE
+    })
 }
 
 /// The init of some pid namespace ends; the machine's own takes everything with it.
 pub fn init_died(task: &Task, status: i32) {
     if task.pid().level() == 0 && task.process.tgid() == 1 {
-        let code = if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) };
+        let code = if status & 0x7f == 0 {
+            status >> 8 & 0xff
+        } else {
+            128 + (status & 0x7f)
+        };
         if status & 0x7f != 0 {
             println!("init was killed by signal {}", status & 0x7f);
         }

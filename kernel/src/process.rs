@@ -70,7 +70,11 @@ pub fn kernel_clone(args: &CloneArgs, regs: &PtRegs, at: &CloneRegs) -> Result<i
 
 /// Makes a process like [`kernel_clone`] does, which first runs `function(argument)` in the kernel and goes to user
 /// mode when that returns.
-pub fn clone_into_kernel(args: &CloneArgs, function: extern "C" fn(usize), argument: usize) -> Result<(), Errno> {
+pub fn clone_into_kernel(
+    args: &CloneArgs,
+    function: extern "C" fn(usize),
+    argument: usize,
+) -> Result<(), Errno> {
     let cur = current();
     let new = task::fork::copy_process(&cur, args)?;
     let frames = Frames::alloc(ksync::arch::cpu_to_node(args.cpu), true)?;
@@ -102,9 +106,19 @@ fn finish_clone(new: task::fork::NewTask, cur: &KArc<Task>) -> Result<KArc<Task>
 }
 
 /// A thread of the kernel, in a process of its own that is a child of the caller's.
-pub fn kernel_thread(name: &str, function: extern "C" fn(usize), argument: usize) -> Result<KArc<Task>, TaskError> {
+pub fn kernel_thread(
+    name: &str,
+    function: extern "C" fn(usize),
+    argument: usize,
+) -> Result<KArc<Task>, TaskError> {
     let cur = current();
-    let args = CloneArgs { flags: 0, exit_signal: task::signal::SIGCHLD, kthread: true, cpu: sched::likely_cpu(), ..Default::default() };
+    let args = CloneArgs {
+        flags: 0,
+        exit_signal: task::signal::SIGCHLD,
+        kthread: true,
+        cpu: sched::likely_cpu(),
+        ..Default::default()
+    };
     let new = task::fork::copy_process(&cur, &args)?;
     let frames = Frames::alloc(ksync::arch::numa_node_id(), false)?;
     frames.install_kernel(&new.task().arch, function, argument);

@@ -40,7 +40,10 @@ pub fn init(fixed: bool) {
 /// Fills `buf`. Thread context: an interrupt in the midst would draw the same numbers.
 pub fn fill(buf: &mut [u8]) {
     let here = PreemptGuard::new();
-    let state = STATES.get().expect("seeded before anything is run").this_cpu(&here);
+    let state = STATES
+        .get()
+        .expect("seeded before anything is run")
+        .this_cpu(&here);
     let mut s = state.get();
     for chunk in buf.chunks_mut(8) {
         let word = s[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);

@@ -20,7 +20,9 @@ use crate::timer;
 use ::sched::{Entity, IdleMask, RunQueue, Schedulable, TIME_SLICE_NS, Wake};
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, Ordering::Relaxed, fence};
+use core::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, Ordering::Relaxed, fence,
+};
 use ksync::arch::{cpu_head, local_irq_restore, local_irq_save, smp_processor_id, this_cpu_head};
 use ksync::{NR_CPUS, rcu};
 use slab::KArc;
@@ -98,7 +100,8 @@ pub fn init(nr_cpus: usize, mut idle_task: impl FnMut(usize) -> KArc<Task>) {
     const { assert!(size_of::<Cpu>() <= 4096) };
     for cpu in 0..nr_cpus {
         let node = ksync::arch::cpu_to_node(cpu);
-        let page = page_alloc::alloc_pages_node(node, 0, page_alloc::Gfp::ZERO).expect("memory for run queues");
+        let page = page_alloc::alloc_pages_node(node, 0, page_alloc::Gfp::ZERO)
+            .expect("memory for run queues");
         let at = page.virt().cast::<Cpu>();
         let idle = KArc::into_raw(idle_task(cpu)).as_ptr();
         // SAFETY: the page is ours and never freed.
@@ -119,7 +122,10 @@ pub fn init(nr_cpus: usize, mut idle_task: impl FnMut(usize) -> KArc<Task>) {
         head.current.store(idle as usize, Relaxed);
     }
     NEAR.call_once(|| {
-        let mut near = Near { order: [0; NR_CPUS], nr: nr_cpus };
+        let mut near = Near {
+            order: [0; NR_CPUS],
+            nr: nr_cpus,
+        };
         let mut cpus: alloc::vec::Vec<usize> = (0..nr_cpus).collect();
         cpus.sort_by_key(|&c| ksync::arch::cpu_to_node(c));
         for (slot, cpu) in near.order.iter_mut().zip(cpus) {
@@ -148,7 +154,8 @@ pub fn park() {
 /// RCU callbacks that became ready meanwhile. Thread context, nothing held.
 #[inline(always)]
 pub fn run_callbacks() {
-    if rcu::callbacks_ready() && !ksync::arch::irqs_disabled() && ksync::arch::preempt_count() == 0 {
+    if rcu::callbacks_ready() && !ksync::arch::irqs_disabled() && ksync::arch::preempt_count() == 0
+    {
         rcu::process_callbacks();
     }
 }
@@ -184,7 +191,9 @@ fn place_woken(entity: &Entity) -> usize {
         return prev;
     }
     if entity.may_run_on(prev) {
-        return IDLE.claim_near(prev, |c| entity.may_run_on(c)).unwrap_or(prev);
+        return IDLE
+            .claim_near(prev, |c| entity.may_run_on(c))
+            .unwrap_or(prev);
     }
     allowed_cpu(entity, prev)
 }
@@ -192,7 +201,13 @@ fn place_woken(entity: &Entity) -> usize {
 #[cold]
 fn allowed_cpu(entity: &Entity, near: usize) -> usize {
     let near = IDLE.claim_near(near, |c| entity.may_run_on(c));
-    near.unwrap_or_else(|| entity.allowed.iter().find(|&c| c < smp::nr_online()).unwrap_or(0))
+    near.unwrap_or_else(|| {
+        entity
+            .allowed
+            .iter()
+            .find(|&c| c < smp::nr_online())
+            .unwrap_or(0)
+    })
 }
 
 /// Queues a thread on `cpu` and makes that CPU look.
@@ -307,11 +322,13 @@ fn switch_away(me: &Task, requeue: Option<KArc<Task>>, after: After) {
 fn account(cpu: &Cpu, from: &Task, to: &Task, to_idle: bool) {
     let now = clock::now_ns();
     from.entity.runtime_ns.store(
-        from.entity.runtime_ns.load(Relaxed) + now.wrapping_sub(from.entity.stint_start_ns.load(Relaxed)),
+        from.entity.runtime_ns.load(Relaxed)
+            + now.wrapping_sub(from.entity.stint_start_ns.load(Relaxed)),
         Relaxed,
     );
     to.entity.stint_start_ns.store(now, Relaxed);
-    cpu.nr_switches.store(cpu.nr_switches.load(Relaxed) + 1, Relaxed);
+    cpu.nr_switches
+        .store(cpu.nr_switches.load(Relaxed) + 1, Relaxed);
     if !to_idle {
         cpu.slice_end_ns.store(now + TIME_SLICE_NS, Relaxed);
         if !cpu.tick_armed.load(Relaxed) {
@@ -427,7 +444,11 @@ pub fn timer_added() {
     let flags = local_irq_save();
     let now = clock::now_ns();
     let delay = timer::next_delay_ns(now);
-    let bound = if this_cpu().tick_armed.load(Relaxed) { TICK_NS } else { u64::MAX };
+    let bound = if this_cpu().tick_armed.load(Relaxed) {
+        TICK_NS
+    } else {
+        u64::MAX
+    };
     apic::timer_arm(delay.min(bound));
     local_irq_restore(flags);
 }
@@ -435,7 +456,10 @@ pub fn timer_added() {
 /// Takes a waiting thread from another CPU, near ones first.
 fn steal(me: usize) -> bool {
     let near = NEAR.get().expect("the scheduler is set up");
-    let start = near.order[..near.nr].iter().position(|&c| c as usize == me).unwrap_or(0);
+    let start = near.order[..near.nr]
+        .iter()
+        .position(|&c| c as usize == me)
+        .unwrap_or(0);
     for i in 1..near.nr {
         let victim = near.order[(start + i) % near.nr] as usize;
         if let Some(task) = cpu_of(victim).queue.steal(me) {
@@ -510,7 +534,9 @@ pub fn park_until(deadline_ns: Option<u64>) -> bool {
 
 /// Switches since boot on all CPUs.
 pub fn nr_switches() -> u64 {
-    (0..smp::nr_online()).map(|c| cpu_of(c).nr_switches.load(Relaxed)).sum()
+    (0..smp::nr_online())
+        .map(|c| cpu_of(c).nr_switches.load(Relaxed))
+        .sum()
 }
 
 /// One line per CPU for a hang report.
@@ -520,7 +546,10 @@ pub fn print_run_queues() {
         let idle = cpu_head(cpu).current.load(Relaxed) == here.idle.load(Relaxed) as usize;
         let waiting = here.queue.nr_waiting();
         if waiting > 0 || !idle {
-            println!("  CPU {cpu}: {} running, {waiting} waiting", if idle { "idle" } else { "a thread" });
+            println!(
+                "  CPU {cpu}: {} running, {waiting} waiting",
+                if idle { "idle" } else { "a thread" }
+            );
         }
     }
 }
@@ -543,10 +572,14 @@ impl fmt::Display for CurrentName {
             Some(comm) => {
                 let len = comm.iter().position(|&b| b == 0).unwrap_or(comm.len());
                 let name = core::str::from_utf8(&comm[..len]).unwrap_or("?");
-                write!(f, "task {} (tgid {}) \"{name}\"", task.tid(), task.process.tgid())
+                write!(
+                    f,
+                    "task {} (tgid {}) \"{name}\"",
+                    task.tid(),
+                    task.process.tgid()
+                )
             }
             None => write!(f, "task {}", task.tid()),
         }
     }
 }
-

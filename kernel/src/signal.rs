@@ -35,7 +35,12 @@ const SS_DISABLE: i32 = 2;
 
 /// Raises a signal by an instruction of the running program.
 pub fn force(signo: Signo, code: i32, address: usize) {
-    let info = SigInfo { signo, code, value: address as u64, ..Default::default() };
+    let info = SigInfo {
+        signo,
+        code,
+        value: address as u64,
+        ..Default::default()
+    };
     signal::force_on_current(current_ref(), &info);
 }
 
@@ -43,7 +48,11 @@ pub fn force(signo: Signo, code: i32, address: usize) {
 pub fn kill_current_oom() {
     info!("out of memory: killing {}", crate::sched::CurrentName);
     signal::force_on_current(current_ref(), &SigInfo::kernel(signal::SIGKILL));
-    current_ref().process.lock.lock().start_group_exit(signal::SIGKILL as i32);
+    current_ref()
+        .process
+        .lock
+        .lock()
+        .start_group_exit(signal::SIGKILL as i32);
 }
 
 /// `struct sigcontext`, `ucontext` and the rest of the frame, as Linux lays them out.
@@ -113,7 +122,12 @@ impl Image {
     fn alloc() -> Option<Image> {
         let image = Image(slab::kmalloc(Self::layout(), Gfp::empty()).ok()?);
         // SAFETY: ours; the XSAVE header must be clean before a save.
-        unsafe { image.0.add(512).write_bytes(0, fpu::area_size().min(576) - 512) };
+        unsafe {
+            image
+                .0
+                .add(512)
+                .write_bytes(0, fpu::area_size().min(576) - 512)
+        };
         Some(image)
     }
 
@@ -149,7 +163,10 @@ pub fn do_work(regs: &mut PtRegs) {
             restart::before_handler(regs, &action);
             if handle(regs, &info, &action).is_err() {
                 // No room for the frame: the program ends as by a segmentation fault.
-                task.process.lock.lock().start_group_exit(signal::SIGSEGV as i32 | 0x80);
+                task.process
+                    .lock
+                    .lock()
+                    .start_group_exit(signal::SIGSEGV as i32 | 0x80);
             }
         }
     }
@@ -167,10 +184,18 @@ fn handle(regs: &mut PtRegs, info: &SigInfo, action: &SigAction) -> Result<(), E
         sp = (alt.base + alt.size) as u64;
     }
     let fpstate = (sp.checked_sub(fpu::area_size() as u64 + 4).ok_or(Efault)?) & !63;
-    let frame_at = (fpstate.checked_sub(size_of::<Frame>() as u64).ok_or(Efault)? & !15) - 8;
+    let frame_at = (fpstate
+        .checked_sub(size_of::<Frame>() as u64)
+        .ok_or(Efault)?
+        & !15)
+        - 8;
     save_fpu(fpstate as usize)?;
     let suspended = task.has_flag(flags::RESTORE_SIGMASK);
-    let mask = if suspended { task.saved_blocked.load(Relaxed) } else { task.blocked.load(Relaxed) };
+    let mask = if suspended {
+        task.saved_blocked.load(Relaxed)
+    } else {
+        task.blocked.load(Relaxed)
+    };
     let stack_flags = match (alt.size, on_altstack(&alt, regs.rsp)) {
         (0, _) => SS_DISABLE,
         (_, true) => SS_ONSTACK,
@@ -178,7 +203,11 @@ fn handle(regs: &mut PtRegs, info: &SigInfo, action: &SigAction) -> Result<(), E
     };
     let frame = Frame {
         restorer: action.restorer as u64,
-        uc_flags: if fpu::has_xsave() { UC_FLAGS } else { UC_FLAGS & !1 },
+        uc_flags: if fpu::has_xsave() {
+            UC_FLAGS
+        } else {
+            UC_FLAGS & !1
+        },
         uc_link: 0,
         stack_base: alt.base as u64,
         stack_flags,
@@ -217,7 +246,11 @@ fn handle(regs: &mut PtRegs, info: &SigInfo, action: &SigAction) -> Result<(), E
     };
     uaccess::put_user(frame_at as usize, &frame)?;
     task.clear_flag(flags::RESTORE_SIGMASK);
-    let own = if action.flags & sa::NODEFER == 0 { signal::bit(info.signo) } else { 0 };
+    let own = if action.flags & sa::NODEFER == 0 {
+        signal::bit(info.signo)
+    } else {
+        0
+    };
     signal::set_blocked(task, task.blocked.load(Relaxed) | action.mask | own);
     regs.rsp = frame_at;
     regs.rip = action.handler.min(uaccess::TASK_SIZE) as u64; // INV-ENTRY-4
@@ -269,14 +302,20 @@ pub fn siginfo_words(info: &SigInfo) -> [u64; 16] {
     let mut words = [0u64; 16];
     words[0] = info.signo as u64 | (info.errno as u32 as u64) << 32;
     words[1] = info.code as u32 as u64;
-    let by_fault = matches!(info.signo, signal::SIGSEGV | signal::SIGBUS | signal::SIGFPE | signal::SIGILL | signal::SIGTRAP)
-        && info.code > 0
+    let by_fault = matches!(
+        info.signo,
+        signal::SIGSEGV | signal::SIGBUS | signal::SIGFPE | signal::SIGILL | signal::SIGTRAP
+    ) && info.code > 0
         && info.code != SI_KERNEL;
     if by_fault {
         words[2] = info.value;
     } else {
         words[2] = info.pid as u32 as u64 | (info.uid as u64) << 32;
-        words[3] = if info.signo == signal::SIGCHLD { info.status as u32 as u64 } else { info.value };
+        words[3] = if info.signo == signal::SIGCHLD {
+            info.status as u32 as u64
+        } else {
+            info.value
+        };
     }
     words
 }

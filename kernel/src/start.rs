@@ -2,7 +2,9 @@
 
 use crate::arch::{self, apic, clock, fpu, gdt, paging, smp, uaccess};
 use crate::params::{self, Switch};
-use crate::{acpi_tables, bench, boot_mem, console, files, ktest, process, random, sched, watchdog};
+use crate::{
+    acpi_tables, bench, boot_mem, console, files, ktest, process, random, sched, watchdog,
+};
 use bootloader_api::BootInfo;
 use bundle::BundleInfo;
 use ksync::arch::CpuHead;
@@ -44,13 +46,17 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
     console::init();
     gdt::early_init();
     boot_mem::init_early_heap();
-    let (at, len) = (boot.ramdisk_addr.into_option().unwrap_or(0), boot.ramdisk_len);
+    let (at, len) = (
+        boot.ramdisk_addr.into_option().unwrap_or(0),
+        boot.ramdisk_len,
+    );
     // SAFETY: our boot stage left it there; another loader's ramdisk fails the magic.
     match unsafe { BundleInfo::from_boot(at, len) } {
         Ok(bundle) => _ = BUNDLE.call_once(|| bundle),
         Err(e) => panic!("this kernel needs its own boot stage: {e:?}"),
     }
-    let line = core::str::from_utf8(cmdline()).unwrap_or_else(|_| panic!("the boot line is not UTF-8"));
+    let line =
+        core::str::from_utf8(cmdline()).unwrap_or_else(|_| panic!("the boot line is not UTF-8"));
     params::init(line);
     let params = params::get();
     console::set_quiet(params.quiet);
@@ -62,7 +68,10 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
     }
     adopt_topology(machine, params.maxcpus as usize);
     boot_mem::init(boot, topology());
-    random::init(matches!(params.mode, params::ModeWord::Icount | params::ModeWord::Numasim));
+    random::init(matches!(
+        params.mode,
+        params::ModeWord::Icount | params::ModeWord::Numasim
+    ));
     paging::enable_protection();
     fpu::init_cpu(); // may turn a static key on
     patch_text(params);
@@ -99,7 +108,9 @@ fn early_head() {
 fn adopt_topology(mut machine: Topology, max_cpus: usize) {
     let boot_id = boot_apic_id();
     if !machine.set_boot_cpu(boot_id) {
-        println!("warning: MADT: the boot CPU, APIC id {boot_id}, is not listed; taken to be on node 0");
+        println!(
+            "warning: MADT: the boot CPU, APIC id {boot_id}, is not listed; taken to be on node 0"
+        );
     }
     let cpus = machine.enabled_cpus();
     let nr = cpus.len().min(max_cpus).max(1);
@@ -127,7 +138,9 @@ fn boot_apic_id() -> u32 {
 fn patch_text(params: &params::BootParams) {
     if params.lockstat == Switch::On {
         let storage: alloc::vec::Vec<lockstat::Counters> =
-            core::iter::repeat_with(lockstat::Counters::new).take(lockstat::storage_len()).collect();
+            core::iter::repeat_with(lockstat::Counters::new)
+                .take(lockstat::storage_len())
+                .collect();
         lockstat::enable(storage.leak());
     }
     if params.phases == Switch::On {
@@ -166,7 +179,8 @@ fn mask_legacy_pic() {
 
 /// A maker of idle threads: they share a process and a pid that no namespace of programs shows.
 fn idle_tasks() -> impl Fn(usize) -> KArc<Task> {
-    let kind = pid::PidMapKind::from_name(params::get().pid.name()).expect("the boot words know the maps");
+    let kind =
+        pid::PidMapKind::from_name(params::get().pid.name()).expect("the boot words know the maps");
     let hidden = PidNamespace::new_root(kind).expect("memory for the idle namespace");
     let pid = pid::alloc_pid(&hidden).expect("memory for the idle pid");
     let root = PidNamespace::new_root(kind).expect("memory for the root pid namespace");
@@ -174,7 +188,8 @@ fn idle_tasks() -> impl Fn(usize) -> KArc<Task> {
     let process = Process::new(pid.clone(), pid.clone(), pid.clone(), sighand);
     let process = KArc::new(process).expect("memory for the idle process");
     move |cpu| {
-        let task = KArc::new(Task::new(process.clone(), pid.clone(), root.clone(), cpu)).expect("memory for idle tasks");
+        let task = KArc::new(Task::new(process.clone(), pid.clone(), root.clone(), cpu))
+            .expect("memory for idle tasks");
         task.set_flag(flags::KTHREAD);
         task.set_comm(b"idle");
         if cpu == 0 {
@@ -198,8 +213,15 @@ fn banner(line: &str) {
     for node in 0..machine.nr_nodes() {
         total += page_alloc::nr_free(node).total * 4;
     }
-    info!("tine {}: {} CPUs on {} nodes, {} MiB, {}, tsc {} kHz", env!("CARGO_PKG_VERSION"), smp::nr_online(),
-        machine.nr_nodes(), total >> 10, apic::mode(), tsc);
+    info!(
+        "tine {}: {} CPUs on {} nodes, {} MiB, {}, tsc {} kHz",
+        env!("CARGO_PKG_VERSION"),
+        smp::nr_online(),
+        machine.nr_nodes(),
+        total >> 10,
+        apic::mode(),
+        tsc
+    );
     info!("boot line: {line}");
 }
 
@@ -224,7 +246,10 @@ fn exec_init() {
     let (_, rest) = kparam::split_init_args(line);
     let given = params.init.as_ref().map(|t| t.as_str().as_bytes());
     let default: &[&[u8]] = &[b"/init", b"/bin/init"];
-    let candidates = given.as_slice().iter().chain(if given.is_none() { default } else { &[] });
+    let candidates = given
+        .as_slice()
+        .iter()
+        .chain(if given.is_none() { default } else { &[] });
     for &path in candidates {
         let mut args = task::exec::ExecArgs::new();
         let mut push = |arg: &[u8]| args.push_arg(arg).expect("memory for init's arguments");
@@ -233,15 +258,22 @@ fn exec_init() {
             let arg: alloc::vec::Vec<u8> = bundle::words::unescape(word).collect();
             push(&arg);
         }
-        for env in [&b"HOME=/"[..], b"TERM=linux", b"PATH=/bin:/sbin:/usr/bin:/usr/sbin"] {
+        for env in [
+            &b"HOME=/"[..],
+            b"TERM=linux",
+            b"PATH=/bin:/sbin:/usr/bin:/usr/sbin",
+        ] {
             args.push_env(env).expect("memory for init's environment");
         }
         match process::kernel_execve(path, args) {
             Ok(()) => return,
-            Err(e) => println!("cannot run {}: {}", core::str::from_utf8(path).unwrap_or("?"), e),
+            Err(e) => println!(
+                "cannot run {}: {}",
+                core::str::from_utf8(path).unwrap_or("?"),
+                e
+            ),
         }
     }
     println!("no program to run as process 1");
     crate::power::off(1);
 }
-

@@ -31,14 +31,26 @@ struct CpuTimers {
 
 static TIMERS: [CpuTimers; NR_CPUS] = [const {
     CpuTimers {
-        queue: SpinLock::new(Queue { sleepers: List::new() }, lock_class!("timer_queue")),
+        queue: SpinLock::new(
+            Queue {
+                sleepers: List::new(),
+            },
+            lock_class!("timer_queue"),
+        ),
         first_ns: AtomicU64::new(u64::MAX),
     }
 }; NR_CPUS];
 
 impl CpuTimers {
     fn refresh(&self, queue: &Queue) {
-        self.first_ns.store(queue.sleepers.iter().next().map_or(u64::MAX, |s| s.deadline_ns), Ordering::Relaxed);
+        self.first_ns.store(
+            queue
+                .sleepers
+                .iter()
+                .next()
+                .map_or(u64::MAX, |s| s.deadline_ns),
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -58,7 +70,13 @@ pub fn expire(now_ns: u64) {
         return;
     }
     let mut queue = timers.queue.lock_irqsave();
-    while let Some(first) = queue.sleepers.iter().next().filter(|s| s.deadline_ns <= now_ns).map(|s| s.clone()) {
+    while let Some(first) = queue
+        .sleepers
+        .iter()
+        .next()
+        .filter(|s| s.deadline_ns <= now_ns)
+        .map(|s| s.clone())
+    {
         drop(queue.sleepers.remove(&first));
         first.fired.store(true, Ordering::Release);
         ksync::arch::unpark(first.thread);
@@ -113,5 +131,7 @@ fn insert(queue: &mut Queue, sleeper: KArc<Sleeper>) {
 
 /// Whether any thread sleeps until a time: the machine is then waiting, not hanging.
 pub fn any_armed() -> bool {
-    TIMERS.iter().any(|t| t.first_ns.load(Ordering::Relaxed) != u64::MAX)
+    TIMERS
+        .iter()
+        .any(|t| t.first_ns.load(Ordering::Relaxed) != u64::MAX)
 }

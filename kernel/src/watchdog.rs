@@ -16,7 +16,10 @@ static BUSY_NS: AtomicU64 = AtomicU64::new(0);
 pub fn start(seconds: u64) {
     PERIOD_NS.store(seconds * 1_000_000_000, Relaxed);
     if seconds > 0 {
-        NEXT_LOOK_NS.store(crate::arch::clock::now_ns() + seconds * 1_000_000_000, Relaxed);
+        NEXT_LOOK_NS.store(
+            crate::arch::clock::now_ns() + seconds * 1_000_000_000,
+            Relaxed,
+        );
     }
 }
 

@@ -180,7 +180,9 @@ const MACHINES: &[(&str, usize, Body)] = &[
     }),
     ("machine::384_cpus", MANY, || {
         // Every CPU is started and idles; two dozen storm. More would only measure the host.
-        let boot = Boot::on("hygon").words("bench=storm ops=96 workers=24").limit(240);
+        let boot = Boot::on("hygon")
+            .words("bench=storm ops=96 workers=24")
+            .limit(240);
         let outcome = boot.succeed()?;
         shape(&outcome, outcome.record("storm")?, 384, 12)
     }),
@@ -368,7 +370,10 @@ const BUSYBOX: &[(&str, usize, Body)] = &[
             .succeed()?;
         let lines: Vec<&str> = outcome.console.lines().map(str::trim).collect();
         let said = |text| lines.contains(&text);
-        outcome.check(said("3") && said("status 1") && said("waited"), "not all lines")
+        outcome.check(
+            said("3") && said("status 1") && said("waited"),
+            "not all lines",
+        )
     }),
 ];
 

@@ -9,7 +9,10 @@ use crate::sched::current_ref;
 use rmap::AddressSpace;
 use slab::KArc;
 use task::signal::{self, SIGPIPE, SigInfo};
-use vfs::{AccessMode, At, BufIn, BufOut, Efault, File, Files, FsStruct, Kstat, Mappable, OpenFlags, Whence};
+use vfs::{
+    AccessMode, At, BufIn, BufOut, Efault, File, Files, FsStruct, Kstat, Mappable, OpenFlags,
+    Whence,
+};
 
 const AT_FDCWD: i32 = -100;
 const AT_SYMLINK_NOFOLLOW: usize = 0x100;
@@ -30,7 +33,10 @@ impl UserOut {
         if len > uaccess::TASK_SIZE || at > uaccess::TASK_SIZE - len {
             return Err(Errno::EFAULT);
         }
-        Ok(UserOut { at, left: len.min(MAX_RW_COUNT) })
+        Ok(UserOut {
+            at,
+            left: len.min(MAX_RW_COUNT),
+        })
     }
 }
 
@@ -104,7 +110,13 @@ pub fn mapping_of(file: &File) -> Result<KArc<AddressSpace>, Errno> {
 fn written(result: Result<usize, vfs::VfsError>) -> SysResult {
     result.map_err(|e| {
         if e == vfs::VfsError::EPIPE {
-            signal::send_to_task(current_ref(), &SigInfo { signo: SIGPIPE, ..SigInfo::kernel(SIGPIPE) });
+            signal::send_to_task(
+                current_ref(),
+                &SigInfo {
+                    signo: SIGPIPE,
+                    ..SigInfo::kernel(SIGPIPE)
+                },
+            );
         }
         e.into()
     })
@@ -122,12 +134,18 @@ pub fn write(regs: &mut PtRegs) -> SysResult {
 
 pub fn pread64(regs: &mut PtRegs) -> SysResult {
     let file = get(regs.arg::<0>() as i32)?;
-    Ok(file.pread(&mut UserOut::new(regs.arg::<1>(), regs.arg::<2>())?, regs.arg::<3>() as i64)?)
+    Ok(file.pread(
+        &mut UserOut::new(regs.arg::<1>(), regs.arg::<2>())?,
+        regs.arg::<3>() as i64,
+    )?)
 }
 
 pub fn pwrite64(regs: &mut PtRegs) -> SysResult {
     let file = get(regs.arg::<0>() as i32)?;
-    written(file.pwrite(&mut UserIn::new(regs.arg::<1>(), regs.arg::<2>())?, regs.arg::<3>() as i64))
+    written(file.pwrite(
+        &mut UserIn::new(regs.arg::<1>(), regs.arg::<2>())?,
+        regs.arg::<3>() as i64,
+    ))
 }
 
 /// Calls `one` for each range of an iovec until one transfers less than asked.
@@ -138,7 +156,10 @@ fn vectored(at: usize, count: usize, mut one: impl FnMut(usize, usize) -> SysRes
     let mut total = 0usize;
     for i in 0..count {
         let [_, len]: [usize; 2] = get_user(at + i * 16)?;
-        total = total.checked_add(len).filter(|&t| t <= isize::MAX as usize).ok_or(Errno::EINVAL)?;
+        total = total
+            .checked_add(len)
+            .filter(|&t| t <= isize::MAX as usize)
+            .ok_or(Errno::EINVAL)?;
     }
     let mut done = 0;
     for i in 0..count {
@@ -164,7 +185,9 @@ pub fn readv(regs: &mut PtRegs) -> SysResult {
     if !file.readable() {
         return Err(Errno::EBADF);
     }
-    vectored(regs.arg::<1>(), regs.arg::<2>(), |at, len| Ok(file.read(&mut UserOut::new(at, len)?)?))
+    vectored(regs.arg::<1>(), regs.arg::<2>(), |at, len| {
+        Ok(file.read(&mut UserOut::new(at, len)?)?)
+    })
 }
 
 pub fn writev(regs: &mut PtRegs) -> SysResult {
@@ -172,11 +195,17 @@ pub fn writev(regs: &mut PtRegs) -> SysResult {
     if !file.writable() {
         return Err(Errno::EBADF);
     }
-    vectored(regs.arg::<1>(), regs.arg::<2>(), |at, len| written(file.write(&mut UserIn::new(at, len)?)))
+    vectored(regs.arg::<1>(), regs.arg::<2>(), |at, len| {
+        written(file.write(&mut UserIn::new(at, len)?))
+    })
 }
 
 /// Runs `f` with the directory that `dirfd` names.
-fn at_dir<R>(dirfd: i32, path: &[u8], f: impl FnOnce(At) -> Result<R, vfs::VfsError>) -> Result<R, Errno> {
+fn at_dir<R>(
+    dirfd: i32,
+    path: &[u8],
+    f: impl FnOnce(At) -> Result<R, vfs::VfsError>,
+) -> Result<R, Errno> {
     let fs = fs()?;
     if dirfd == AT_FDCWD || path.first() == Some(&b'/') {
         return Ok(f(At::cwd(&fs))?);
@@ -190,7 +219,9 @@ fn do_open(dirfd: i32, path_at: usize, flags: usize, mode: usize) -> SysResult {
     let path = read_path(path_at)?;
     let files = files()?;
     let slot = files.reserve(flags.contains(OpenFlags::CLOEXEC))?;
-    let file = at_dir(dirfd, &path, |at| vfs::open(at, &path, flags, mode as u32 & 0o7777))?;
+    let file = at_dir(dirfd, &path, |at| {
+        vfs::open(at, &path, flags, mode as u32 & 0o7777)
+    })?;
     Ok(slot.install(file) as usize)
 }
 
@@ -199,7 +230,12 @@ pub fn open(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn openat(regs: &mut PtRegs) -> SysResult {
-    do_open(regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>(), regs.arg::<3>())
+    do_open(
+        regs.arg::<0>() as i32,
+        regs.arg::<1>(),
+        regs.arg::<2>(),
+        regs.arg::<3>(),
+    )
 }
 
 pub fn close(regs: &mut PtRegs) -> SysResult {
@@ -244,7 +280,14 @@ fn put_stat(at: usize, s: &Kstat) -> SysResult {
             size: s.size as i64,
             blksize: s.blksize as i64,
             blocks: s.blocks as i64,
-            times: [s.atime.sec(), s.atime.nsec(), s.mtime.sec(), s.mtime.nsec(), s.ctime.sec(), s.ctime.nsec()],
+            times: [
+                s.atime.sec(),
+                s.atime.nsec(),
+                s.mtime.sec(),
+                s.mtime.nsec(),
+                s.ctime.sec(),
+                s.ctime.nsec(),
+            ],
             unused: [0; 3],
         },
     )?;
@@ -257,15 +300,24 @@ fn stat_path(dirfd: i32, path_at: usize, follow: bool) -> Result<Kstat, Errno> {
 }
 
 pub fn stat(regs: &mut PtRegs) -> SysResult {
-    put_stat(regs.arg::<1>(), &stat_path(AT_FDCWD, regs.arg::<0>(), true)?)
+    put_stat(
+        regs.arg::<1>(),
+        &stat_path(AT_FDCWD, regs.arg::<0>(), true)?,
+    )
 }
 
 pub fn lstat(regs: &mut PtRegs) -> SysResult {
-    put_stat(regs.arg::<1>(), &stat_path(AT_FDCWD, regs.arg::<0>(), false)?)
+    put_stat(
+        regs.arg::<1>(),
+        &stat_path(AT_FDCWD, regs.arg::<0>(), false)?,
+    )
 }
 
 pub fn fstat(regs: &mut PtRegs) -> SysResult {
-    put_stat(regs.arg::<1>(), &files()?.get_raw(regs.arg::<0>() as i32)?.stat())
+    put_stat(
+        regs.arg::<1>(),
+        &files()?.get_raw(regs.arg::<0>() as i32)?.stat(),
+    )
 }
 
 pub fn newfstatat(regs: &mut PtRegs) -> SysResult {
@@ -286,12 +338,18 @@ pub fn newfstatat(regs: &mut PtRegs) -> SysResult {
 
 pub fn lseek(regs: &mut PtRegs) -> SysResult {
     let file = get(regs.arg::<0>() as i32)?;
-    Ok(file.lseek(regs.arg::<1>() as i64, Whence::from_raw(regs.arg::<2>() as u32)?)? as usize)
+    Ok(file.lseek(
+        regs.arg::<1>() as i64,
+        Whence::from_raw(regs.arg::<2>() as u32)?,
+    )? as usize)
 }
 
 pub fn getdents64(regs: &mut PtRegs) -> SysResult {
     let file = get(regs.arg::<0>() as i32)?;
-    Ok(file.getdents64(&mut UserOut::new(regs.arg::<1>(), regs.arg::<2>() & 0xffff_ffff)?)?)
+    Ok(file.getdents64(&mut UserOut::new(
+        regs.arg::<1>(),
+        regs.arg::<2>() & 0xffff_ffff,
+    )?)?)
 }
 
 fn do_pipe(at: usize, flags: OpenFlags) -> SysResult {
@@ -315,7 +373,10 @@ pub fn pipe(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn pipe2(regs: &mut PtRegs) -> SysResult {
-    do_pipe(regs.arg::<0>(), OpenFlags::from_bits_retain(regs.arg::<1>() as u32))
+    do_pipe(
+        regs.arg::<0>(),
+        OpenFlags::from_bits_retain(regs.arg::<1>() as u32),
+    )
 }
 
 pub fn dup(regs: &mut PtRegs) -> SysResult {
@@ -346,8 +407,12 @@ pub fn fcntl(regs: &mut PtRegs) -> SysResult {
     let files = files()?;
     let file = files.get_raw(fd)?;
     match regs.arg::<1>() {
-        F_DUPFD => Ok(files.dup_from(fd, u32::try_from(arg).map_err(|_| Errno::EINVAL)?, false)? as usize),
-        F_DUPFD_CLOEXEC => Ok(files.dup_from(fd, u32::try_from(arg).map_err(|_| Errno::EINVAL)?, true)? as usize),
+        F_DUPFD => {
+            Ok(files.dup_from(fd, u32::try_from(arg).map_err(|_| Errno::EINVAL)?, false)? as usize)
+        }
+        F_DUPFD_CLOEXEC => {
+            Ok(files.dup_from(fd, u32::try_from(arg).map_err(|_| Errno::EINVAL)?, true)? as usize)
+        }
         F_GETFD => Ok(files.cloexec(fd)? as usize),
         F_SETFD => {
             files.set_cloexec(fd, arg & 1 != 0)?;
@@ -403,7 +468,8 @@ pub fn poll(regs: &mut PtRegs) -> SysResult {
     if count > IOV_MAX {
         return Err(Errno::EINVAL);
     }
-    let deadline = (timeout_ms >= 0).then(|| crate::arch::clock::now_ns() + timeout_ms as u64 * 1_000_000);
+    let deadline =
+        (timeout_ms >= 0).then(|| crate::arch::clock::now_ns() + timeout_ms as u64 * 1_000_000);
     loop {
         let mut ready = 0;
         for i in 0..count {
@@ -464,7 +530,9 @@ pub fn chdir(regs: &mut PtRegs) -> SysResult {
 
 fn do_mkdir(dirfd: i32, path_at: usize, mode: usize) -> SysResult {
     let path = read_path(path_at)?;
-    at_dir(dirfd, &path, |at| vfs::mkdir(at, &path, mode as u32 & 0o7777))?;
+    at_dir(dirfd, &path, |at| {
+        vfs::mkdir(at, &path, mode as u32 & 0o7777)
+    })?;
     Ok(0)
 }
 
@@ -478,7 +546,13 @@ pub fn mkdirat(regs: &mut PtRegs) -> SysResult {
 
 fn do_unlink(dirfd: i32, path_at: usize, dir: bool) -> SysResult {
     let path = read_path(path_at)?;
-    at_dir(dirfd, &path, |at| if dir { vfs::rmdir(at, &path) } else { vfs::unlink(at, &path) })?;
+    at_dir(dirfd, &path, |at| {
+        if dir {
+            vfs::rmdir(at, &path)
+        } else {
+            vfs::unlink(at, &path)
+        }
+    })?;
     Ok(0)
 }
 
@@ -491,7 +565,11 @@ pub fn rmdir(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn unlinkat(regs: &mut PtRegs) -> SysResult {
-    do_unlink(regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>() & AT_REMOVEDIR != 0)
+    do_unlink(
+        regs.arg::<0>() as i32,
+        regs.arg::<1>(),
+        regs.arg::<2>() & AT_REMOVEDIR != 0,
+    )
 }
 
 fn do_readlink(dirfd: i32, path_at: usize, at: usize, len: usize) -> SysResult {
@@ -508,7 +586,12 @@ pub fn readlink(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn readlinkat(regs: &mut PtRegs) -> SysResult {
-    do_readlink(regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>(), regs.arg::<3>())
+    do_readlink(
+        regs.arg::<0>() as i32,
+        regs.arg::<1>(),
+        regs.arg::<2>(),
+        regs.arg::<3>(),
+    )
 }
 
 pub fn umask(regs: &mut PtRegs) -> SysResult {
@@ -518,7 +601,11 @@ pub fn umask(regs: &mut PtRegs) -> SysResult {
 pub fn sendfile(regs: &mut PtRegs) -> SysResult {
     let (to, from) = (get(regs.arg::<0>() as i32)?, get(regs.arg::<1>() as i32)?);
     let (offset_at, count) = (regs.arg::<2>(), regs.arg::<3>().min(MAX_RW_COUNT));
-    let mut position = if offset_at != 0 { Some(get_user::<i64>(offset_at)?) } else { None };
+    let mut position = if offset_at != 0 {
+        Some(get_user::<i64>(offset_at)?)
+    } else {
+        None
+    };
     let mut buf = slab::KBox::new([0u8; 4096])?;
     let mut done = 0;
     while done < count {

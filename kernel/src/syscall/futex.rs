@@ -41,7 +41,10 @@ fn key(at: usize, private: bool) -> Result<FutexKey, Errno> {
             return Ok(FutexKey { space, offset });
         }
     }
-    Ok(FutexKey { space: mm, offset: at })
+    Ok(FutexKey {
+        space: mm,
+        offset: at,
+    })
 }
 
 /// Wakes waiters on a word of this program's memory.
@@ -62,9 +65,17 @@ pub fn futex(regs: &mut PtRegs) -> SysResult {
     match op & !(PRIVATE | CLOCK_REALTIME) {
         WAIT => wait(regs, at, val, BITSET_ANY, private, false),
         WAIT_BITSET => wait(regs, at, val, regs.arg::<5>() as u32, private, true),
-        WAKE => Ok(futex::wake(key(at, private)?, (val as i32).max(1) as usize, BITSET_ANY)),
+        WAKE => Ok(futex::wake(
+            key(at, private)?,
+            (val as i32).max(1) as usize,
+            BITSET_ANY,
+        )),
         WAKE_BITSET if regs.arg::<5>() as u32 == 0 => Err(Errno::EINVAL),
-        WAKE_BITSET => Ok(futex::wake(key(at, private)?, (val as i32).max(1) as usize, regs.arg::<5>() as u32)),
+        WAKE_BITSET => Ok(futex::wake(
+            key(at, private)?,
+            (val as i32).max(1) as usize,
+            regs.arg::<5>() as u32,
+        )),
         REQUEUE => requeue(regs, private, None),
         CMP_REQUEUE => requeue(regs, private, Some(regs.arg::<5>() as u32)),
         WAKE_OP => wake_op(regs, private),
@@ -72,7 +83,14 @@ pub fn futex(regs: &mut PtRegs) -> SysResult {
     }
 }
 
-fn wait(regs: &PtRegs, at: usize, expected: u32, bitset: u32, private: bool, absolute: bool) -> SysResult {
+fn wait(
+    regs: &PtRegs,
+    at: usize,
+    expected: u32,
+    bitset: u32,
+    private: bool,
+    absolute: bool,
+) -> SysResult {
     let key = key(at, private)?;
     let deadline = match regs.arg::<3>() {
         0 => None,
@@ -83,7 +101,11 @@ fn wait(regs: &PtRegs, at: usize, expected: u32, bitset: u32, private: bool, abs
                 (true, false) => 0,
                 (true, true) => 0u64.wrapping_sub(clock::realtime_ns() - clock::now_ns()),
             };
-            Some(if absolute { base.wrapping_add(ns) } else { base.saturating_add(ns) })
+            Some(if absolute {
+                base.wrapping_add(ns)
+            } else {
+                base.saturating_add(ns)
+            })
         }
     };
     loop {
@@ -92,7 +114,9 @@ fn wait(regs: &PtRegs, at: usize, expected: u32, bitset: u32, private: bool, abs
         let load = || get_user::<u32>(at).map_or(Look::Absent, Look::Value);
         match futex::wait(key, expected, bitset, load, || sched::park_until(deadline)) {
             Err(TaskError::Fault) => continue,
-            Err(TaskError::Interrupted) if deadline.is_some() && !absolute => return Err(Errno::ERESTARTNOHAND),
+            Err(TaskError::Interrupted) if deadline.is_some() && !absolute => {
+                return Err(Errno::ERESTARTNOHAND);
+            }
             Err(e) => return Err(e.into()),
             Ok(()) => return Ok(0),
         }
@@ -100,8 +124,12 @@ fn wait(regs: &PtRegs, at: usize, expected: u32, bitset: u32, private: bool, abs
 }
 
 fn requeue(regs: &PtRegs, private: bool, expected: Option<u32>) -> SysResult {
-    let (at, max_wake, max_move, to) =
-        (regs.arg::<0>(), regs.arg::<2>() as i32, regs.arg::<3>() as i32, regs.arg::<4>());
+    let (at, max_wake, max_move, to) = (
+        regs.arg::<0>(),
+        regs.arg::<2>() as i32,
+        regs.arg::<3>() as i32,
+        regs.arg::<4>(),
+    );
     if max_wake < 0 || max_move < 0 {
         return Err(Errno::EINVAL);
     }
@@ -126,7 +154,11 @@ fn requeue(regs: &PtRegs, private: bool, expected: Option<u32>) -> SysResult {
 /// FUTEX_WAKE_OP: changes the second word, wakes on the first, and on the second if its old value compares.
 fn wake_op(regs: &PtRegs, private: bool) -> SysResult {
     let (at, second) = (regs.arg::<0>(), regs.arg::<4>());
-    let (max1, max2, code) = (regs.arg::<2>() as i32, regs.arg::<3>() as i32, regs.arg::<5>() as u32);
+    let (max1, max2, code) = (
+        regs.arg::<2>() as i32,
+        regs.arg::<3>() as i32,
+        regs.arg::<5>() as u32,
+    );
     let (key1, key2) = (key(at, private)?, key(second, private)?);
     let sign = |v: u32| ((v << 20) as i32) >> 20;
     let mut operand = sign(code >> 12 & 0xfff);
@@ -175,7 +207,10 @@ pub fn set_robust_list(regs: &mut PtRegs) -> SysResult {
 pub fn get_robust_list(regs: &mut PtRegs) -> SysResult {
     let head = match regs.arg::<0>() as u32 {
         0 => current_ref().robust_list.load(Relaxed),
-        tid => task::pids::find_task(tid, current_ref().pid()).ok_or(Errno::ESRCH)?.robust_list.load(Relaxed),
+        tid => task::pids::find_task(tid, current_ref().pid())
+            .ok_or(Errno::ESRCH)?
+            .robust_list
+            .load(Relaxed),
     };
     put_user(regs.arg::<1>(), &head)?;
     put_user(regs.arg::<2>(), &24usize)?;
@@ -188,14 +223,19 @@ pub fn exit_robust_list(task: &Task) {
     if head == 0 {
         return;
     }
-    let Ok([first, offset, pending]) = get_user::<[usize; 3]>(head) else { return };
+    let Ok([first, offset, pending]) = get_user::<[usize; 3]>(head) else {
+        return;
+    };
     let mut entry = first;
     for _ in 0..ROBUST_LIST_LIMIT {
         if entry & !1 == head {
             break;
         }
-        let Ok(next) = get_user::<usize>(entry & !1) else { return };
-        if entry != pending && handle_death(task, (entry & !1).wrapping_add(offset), false).is_err() {
+        let Ok(next) = get_user::<usize>(entry & !1) else {
+            return;
+        };
+        if entry != pending && handle_death(task, (entry & !1).wrapping_add(offset), false).is_err()
+        {
             return;
         }
         entry = next;

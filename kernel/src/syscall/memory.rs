@@ -4,8 +4,8 @@ use super::{Args, SysResult};
 use crate::arch::PtRegs;
 use crate::errno::Errno;
 use crate::sched::current_ref;
-use vfs::Mappable;
 use mm::{MapArgs, MapFlags, Mm, Prot};
+use vfs::Mappable;
 
 const MAP_ANONYMOUS: usize = 0x20;
 const MAP_TYPE: usize = 0xf;
@@ -15,7 +15,9 @@ const MADV_FREE: usize = 8;
 
 /// The running program's address space.
 fn current_mm() -> &'static Mm {
-    let mm = current_ref().active_mm.load(core::sync::atomic::Ordering::Relaxed) as *const Mm;
+    let mm = current_ref()
+        .active_mm
+        .load(core::sync::atomic::Ordering::Relaxed) as *const Mm;
     // SAFETY: a system call comes from a program, which has an address space that only it replaces.
     unsafe { &*mm }
 }
@@ -25,7 +27,12 @@ fn prot(bits: usize) -> Prot {
 }
 
 pub fn mmap(regs: &mut PtRegs) -> SysResult {
-    let (addr, len, flags, fd) = (regs.arg::<0>(), regs.arg::<1>(), regs.arg::<3>(), regs.arg::<4>() as i32);
+    let (addr, len, flags, fd) = (
+        regs.arg::<0>(),
+        regs.arg::<1>(),
+        regs.arg::<3>(),
+        regs.arg::<4>() as i32,
+    );
     let offset = regs.arg::<5>();
     if offset % 4096 != 0 {
         return Err(Errno::EINVAL);
@@ -51,7 +58,14 @@ pub fn mmap(regs: &mut PtRegs) -> SysResult {
             Mappable::Anonymous => None, // /dev/zero
         }
     };
-    Ok(current_mm().mmap(&MapArgs { addr, len, prot, flags: map_flags, file, max_prot })?)
+    Ok(current_mm().mmap(&MapArgs {
+        addr,
+        len,
+        prot,
+        flags: map_flags,
+        file,
+        max_prot,
+    })?)
 }
 
 pub fn munmap(regs: &mut PtRegs) -> SysResult {
@@ -74,7 +88,13 @@ pub fn brk(regs: &mut PtRegs) -> SysResult {
 
 pub fn mremap(regs: &mut PtRegs) -> SysResult {
     let flags = mm::RemapFlags::from_bits(regs.arg::<3>() as u32).ok_or(Errno::EINVAL)?;
-    Ok(current_mm().mremap(regs.arg::<0>(), regs.arg::<1>(), regs.arg::<2>(), flags, regs.arg::<4>())?)
+    Ok(current_mm().mremap(
+        regs.arg::<0>(),
+        regs.arg::<1>(),
+        regs.arg::<2>(),
+        flags,
+        regs.arg::<4>(),
+    )?)
 }
 
 pub fn madvise(regs: &mut PtRegs) -> SysResult {
@@ -88,4 +108,3 @@ pub fn madvise(regs: &mut PtRegs) -> SysResult {
         _ => Err(Errno::EINVAL),
     }
 }
-

@@ -19,7 +19,14 @@ const PATH_MAX: usize = 4096;
 const RLIM_INFINITY: u64 = u64::MAX;
 
 fn clone_args(flags: u64, exit_signal: u32, child_tid: usize) -> CloneArgs<'static> {
-    CloneArgs { flags, exit_signal, set_tid: &[], child_tid, kthread: false, cpu: sched::likely_cpu() }
+    CloneArgs {
+        flags,
+        exit_signal,
+        set_tid: &[],
+        child_tid,
+        kthread: false,
+        cpu: sched::likely_cpu(),
+    }
 }
 
 pub fn fork(regs: &mut PtRegs) -> SysResult {
@@ -37,8 +44,16 @@ pub fn clone(regs: &mut PtRegs) -> SysResult {
     if word & (flag::PIDFD | flag::PARENT_SETTID) == flag::PIDFD | flag::PARENT_SETTID {
         return Err(Errno::EINVAL);
     }
-    let args = clone_args(word & !flag::CSIGNAL, (word & flag::CSIGNAL) as u32, regs.arg::<3>());
-    let at = CloneRegs { stack: regs.arg::<1>(), tls: regs.arg::<4>(), parent_tid: regs.arg::<2>() };
+    let args = clone_args(
+        word & !flag::CSIGNAL,
+        (word & flag::CSIGNAL) as u32,
+        regs.arg::<3>(),
+    );
+    let at = CloneRegs {
+        stack: regs.arg::<1>(),
+        tls: regs.arg::<4>(),
+        parent_tid: regs.arg::<2>(),
+    };
     Ok(process::kernel_clone(&args, regs, &at)? as usize)
 }
 
@@ -80,7 +95,19 @@ pub fn clone3(regs: &mut PtRegs) -> SysResult {
             return Err(Errno::E2BIG);
         }
     }
-    let [flags, _pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, _] = words;
+    let [
+        flags,
+        _pidfd,
+        child_tid,
+        parent_tid,
+        exit_signal,
+        stack,
+        stack_size,
+        tls,
+        set_tid,
+        set_tid_size,
+        _,
+    ] = words;
     let invalid = flags & (flag::CSIGNAL | flag::DETACHED) != 0
         || exit_signal > signal::NSIG as u64
         || flags & (flag::THREAD | flag::PARENT) != 0 && exit_signal != 0
@@ -96,7 +123,11 @@ pub fn clone3(regs: &mut PtRegs) -> SysResult {
     }
     let mut args = clone_args(flags, exit_signal as u32, child_tid as usize);
     args.set_tid = &tids[..set_tid_size as usize];
-    let at = CloneRegs { stack: (stack + stack_size) as usize, tls: tls as usize, parent_tid: parent_tid as usize };
+    let at = CloneRegs {
+        stack: (stack + stack_size) as usize,
+        tls: tls as usize,
+        parent_tid: parent_tid as usize,
+    };
     Ok(process::kernel_clone(&args, regs, &at)? as usize)
 }
 
@@ -123,7 +154,11 @@ impl core::ops::Deref for UserPath {
 
 /// A path from user memory. EFAULT, ENAMETOOLONG, ENOENT (empty), ENOMEM.
 pub fn read_path(at: usize) -> Result<UserPath, Errno> {
-    let mut path = UserPath { short: [0; PATH_SHORT], long: None, len: 0 };
+    let mut path = UserPath {
+        short: [0; PATH_SHORT],
+        long: None,
+        len: 0,
+    };
     path.len = match strncpy_from_user(&mut path.short, at)? {
         Some(0) => return Err(Errno::ENOENT),
         Some(len) => len,
@@ -183,9 +218,17 @@ pub fn exit_group(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn wait4(regs: &mut PtRegs) -> SysResult {
-    let (pid, status_at, opts) = (regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>() as u32);
-    const KNOWN: u32 = options::WNOHANG | options::WUNTRACED | options::WCONTINUED | options::WNOTHREAD
-        | options::WALL | options::WCLONE;
+    let (pid, status_at, opts) = (
+        regs.arg::<0>() as i32,
+        regs.arg::<1>(),
+        regs.arg::<2>() as u32,
+    );
+    const KNOWN: u32 = options::WNOHANG
+        | options::WUNTRACED
+        | options::WCONTINUED
+        | options::WNOTHREAD
+        | options::WALL
+        | options::WCLONE;
     if opts & !KNOWN != 0 {
         return Err(Errno::EINVAL);
     }
@@ -197,7 +240,9 @@ pub fn wait4(regs: &mut PtRegs) -> SysResult {
         1.. => pids::find_pid(pid as u32, cur.pid()).map_or(Which::Nobody, Which::Pid),
         _ => pids::find_pid(pid.unsigned_abs(), cur.pid()).map_or(Which::Nobody, Which::Group),
     };
-    let Some(reaped) = task::wait::wait(cur, &which, opts)? else { return Ok(0) };
+    let Some(reaped) = task::wait::wait(cur, &which, opts)? else {
+        return Ok(0);
+    };
     if status_at != 0 {
         put_user(status_at, &reaped.status)?;
     }
@@ -243,7 +288,10 @@ pub fn gettid(_: &mut PtRegs) -> SysResult {
 
 pub fn getppid(_: &mut PtRegs) -> SysResult {
     let cur = current_ref();
-    Ok(cur.process.parent().map_or(0, |p| pids::nr_in(&p.pid, cur.pid())) as usize)
+    Ok(cur
+        .process
+        .parent()
+        .map_or(0, |p| pids::nr_in(&p.pid, cur.pid())) as usize)
 }
 
 pub fn zero(_: &mut PtRegs) -> SysResult {
@@ -289,7 +337,10 @@ pub fn setpgid(regs: &mut PtRegs) -> SysResult {
     let process = process_by_id(pid)?;
     let own = KArc::ptr_eq(&process, &cur.process);
     if !own {
-        if process.parent().is_none_or(|p| !KArc::ptr_eq(&p, &cur.process)) {
+        if process
+            .parent()
+            .is_none_or(|p| !KArc::ptr_eq(&p, &cur.process))
+        {
             return Err(Errno::ESRCH);
         }
         if process.did_exec.load(Relaxed) {
@@ -297,7 +348,9 @@ pub fn setpgid(regs: &mut PtRegs) -> SysResult {
         }
     }
     let session = process.lock.lock().session.clone();
-    if !KArc::ptr_eq(&session, &cur.process.lock.lock().session) || KArc::ptr_eq(&session, &process.pid) {
+    if !KArc::ptr_eq(&session, &cur.process.lock.lock().session)
+        || KArc::ptr_eq(&session, &process.pid)
+    {
         return Err(Errno::EPERM);
     }
     let group = if pgid == 0 || pgid == pids::nr_in(&process.pid, cur.pid()) {
@@ -318,8 +371,14 @@ pub fn setpgid(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn uname(regs: &mut PtRegs) -> SysResult {
-    const FIELDS: [&str; 6] =
-        ["Linux", "tine", "6.12.0-tine", concat!("#1 SMP Tine ", env!("CARGO_PKG_VERSION")), "x86_64", "(none)"];
+    const FIELDS: [&str; 6] = [
+        "Linux",
+        "tine",
+        "6.12.0-tine",
+        concat!("#1 SMP Tine ", env!("CARGO_PKG_VERSION")),
+        "x86_64",
+        "(none)",
+    ];
     let mut buf = [0u8; 65 * 6];
     for (field, text) in buf.chunks_mut(65).zip(FIELDS) {
         field[..text.len()].copy_from_slice(text.as_bytes());
@@ -338,7 +397,8 @@ pub fn sysinfo(regs: &mut PtRegs) -> SysResult {
     let mut words = [0u64; 14];
     words[0] = crate::arch::clock::now_ns() / 1_000_000_000;
     (words[4], words[5]) = (total * 4096, free * 4096);
-    words[10] = pids::next_process(1, current_ref().pid().ns()).map_or(0, |_| current_ref().pid().ns().nr_pids()) as u64;
+    words[10] = pids::next_process(1, current_ref().pid().ns())
+        .map_or(0, |_| current_ref().pid().ns().nr_pids()) as u64;
     words[13] = 1; // mem_unit
     uaccess::put_user(regs.arg::<0>(), &words)?;
     Ok(0)
@@ -380,7 +440,9 @@ pub fn prlimit64(regs: &mut PtRegs) -> SysResult {
             return Err(Errno::EINVAL);
         }
         match &*current_ref().files.lock() {
-            Some(files) if resource == RLIMIT_NOFILE && new_soft <= hard => files.set_limit(new_soft as u32),
+            Some(files) if resource == RLIMIT_NOFILE && new_soft <= hard => {
+                files.set_limit(new_soft as u32)
+            }
             // The others are fixed; asking for what is in force is no change.
             _ if (new_soft, new_hard) != (soft, hard) => return Err(Errno::EPERM),
             _ => {}
@@ -462,7 +524,10 @@ pub fn set_affinity(task: &KArc<Task>, mask: &CpuMask) {
     entity.restricted.store(false, Relaxed);
     entity.allowed.clear_all();
     entity.allowed.or_with(mask);
-    entity.restricted.store(mask.weight() < crate::arch::smp::nr_online(), core::sync::atomic::Ordering::Release);
+    entity.restricted.store(
+        mask.weight() < crate::arch::smp::nr_online(),
+        core::sync::atomic::Ordering::Release,
+    );
     sched::enforce_affinity(task);
 }
 
@@ -482,7 +547,10 @@ pub fn sched_getaffinity(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn getcpu(regs: &mut PtRegs) -> SysResult {
-    let (cpu, node) = (ksync::arch::smp_processor_id() as u32, ksync::arch::numa_node_id() as u32);
+    let (cpu, node) = (
+        ksync::arch::smp_processor_id() as u32,
+        ksync::arch::numa_node_id() as u32,
+    );
     if regs.arg::<0>() != 0 {
         put_user(regs.arg::<0>(), &cpu)?;
     }
@@ -543,7 +611,9 @@ pub fn getrandom(regs: &mut PtRegs) -> SysResult {
 
 pub fn reboot(regs: &mut PtRegs) -> SysResult {
     let (magic1, magic2) = (regs.arg::<0>() as u32, regs.arg::<1>() as u32);
-    if magic1 != 0xfee1_dead || ![0x2812_1969, 0x0512_1996, 0x1604_1998, 0x2011_2000].contains(&magic2) {
+    if magic1 != 0xfee1_dead
+        || ![0x2812_1969, 0x0512_1996, 0x1604_1998, 0x2011_2000].contains(&magic2)
+    {
         return Err(Errno::EINVAL);
     }
     match regs.arg::<2>() as u32 {

@@ -15,12 +15,20 @@ fn interrupted(regs: &PtRegs) -> Option<Errno> {
         return None;
     }
     let code = -(regs.rax as i64);
-    [Errno::ERESTARTSYS, Errno::ERESTARTNOHAND, Errno::ERESTART_RESTARTBLOCK].into_iter().find(|e| e.0 as i64 == code)
+    [
+        Errno::ERESTARTSYS,
+        Errno::ERESTARTNOHAND,
+        Errno::ERESTART_RESTARTBLOCK,
+    ]
+    .into_iter()
+    .find(|e| e.0 as i64 == code)
 }
 
 /// A handler is about to run.
 pub fn before_handler(regs: &mut PtRegs, action: &SigAction) {
-    let Some(code) = interrupted(regs) else { return };
+    let Some(code) = interrupted(regs) else {
+        return;
+    };
     if code == Errno::ERESTARTSYS && action.flags & sa::RESTART != 0 {
         regs.rax = regs.orig_rax;
         regs.rip -= SYSCALL_LEN;
@@ -32,8 +40,14 @@ pub fn before_handler(regs: &mut PtRegs, action: &SigAction) {
 
 /// The signal needed no handler after all: the program must not notice.
 pub fn without_handler(regs: &mut PtRegs) {
-    let Some(code) = interrupted(regs) else { return };
-    regs.rax = if code == Errno::ERESTART_RESTARTBLOCK { NR_RESTART_SYSCALL } else { regs.orig_rax };
+    let Some(code) = interrupted(regs) else {
+        return;
+    };
+    regs.rax = if code == Errno::ERESTART_RESTARTBLOCK {
+        NR_RESTART_SYSCALL
+    } else {
+        regs.orig_rax
+    };
     regs.rip -= SYSCALL_LEN;
     regs.orig_rax = NO_SYSCALL;
 }

@@ -45,7 +45,11 @@ pub fn rt_sigaction(regs: &mut PtRegs) -> SysResult {
     if regs.arg::<3>() != 8 || !(1..=NSIG).contains(&signo) {
         return Err(Errno::EINVAL);
     }
-    let new: Option<UserAction> = if new_at != 0 { Some(get_user(new_at)?) } else { None };
+    let new: Option<UserAction> = if new_at != 0 {
+        Some(get_user(new_at)?)
+    } else {
+        None
+    };
     if new.is_some() && UNBLOCKABLE & signal::bit(signo) != 0 {
         return Err(Errno::EINVAL);
     }
@@ -53,14 +57,24 @@ pub fn rt_sigaction(regs: &mut PtRegs) -> SysResult {
     let sighand = task.process.sighand().clone();
     let old = sighand.action(signo);
     if let Some(a) = new {
-        let action = SigAction { handler: a.handler, flags: a.flags, restorer: a.restorer, mask: a.mask & !UNBLOCKABLE };
+        let action = SigAction {
+            handler: a.handler,
+            flags: a.flags,
+            restorer: a.restorer,
+            mask: a.mask & !UNBLOCKABLE,
+        };
         sighand.set_action(signo, action)?;
         if a.handler <= SIG_IGN {
             signal::discard_if_ignored(task, signo);
         }
     }
     if old_at != 0 {
-        let a = UserAction { handler: old.handler, flags: old.flags, restorer: old.restorer, mask: old.mask };
+        let a = UserAction {
+            handler: old.handler,
+            flags: old.flags,
+            restorer: old.restorer,
+            mask: old.mask,
+        };
         put_user(old_at, &a)?;
     }
     Ok(0)
@@ -101,7 +115,10 @@ pub fn rt_sigpending(regs: &mut PtRegs) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let task = current_ref();
-    put_user(regs.arg::<0>(), &(signal::pending_set(task) & task.blocked.load(Relaxed)))?;
+    put_user(
+        regs.arg::<0>(),
+        &(signal::pending_set(task) & task.blocked.load(Relaxed)),
+    )?;
     Ok(0)
 }
 
@@ -123,7 +140,8 @@ pub fn rt_sigsuspend(regs: &mut PtRegs) -> SysResult {
     }
     let mask: u64 = get_user(regs.arg::<0>())?;
     let task = current_ref();
-    task.saved_blocked.store(task.blocked.load(Relaxed), Relaxed);
+    task.saved_blocked
+        .store(task.blocked.load(Relaxed), Relaxed);
     signal::set_blocked(task, mask);
     // RESTORE_SIGMASK is also work for the way out, so it is set only after the sleep.
     while !task.has_flag(flags::SIGPENDING) {
@@ -147,26 +165,53 @@ pub fn sigaltstack(regs: &mut PtRegs) -> SysResult {
         let stack = match mode {
             SS_DISABLE => AltStack::default(),
             0 | SS_ONSTACK if new.size < MIN_STACK => return Err(Errno::ENOMEM),
-            0 | SS_ONSTACK => AltStack { base: new.base, size: new.size, flags: new.flags & SS_AUTODISARM },
+            0 | SS_ONSTACK => AltStack {
+                base: new.base,
+                size: new.size,
+                flags: new.flags & SS_AUTODISARM,
+            },
             _ => return Err(Errno::EINVAL),
         };
         *task.altstack.lock() = stack;
     }
     if regs.arg::<1>() != 0 {
-        let flags = if old.size == 0 { SS_DISABLE } else if on_it { SS_ONSTACK } else { 0 };
-        put_user(regs.arg::<1>(), &UserStack { base: old.base, flags: flags | old.flags, pad: 0, size: old.size })?;
+        let flags = if old.size == 0 {
+            SS_DISABLE
+        } else if on_it {
+            SS_ONSTACK
+        } else {
+            0
+        };
+        put_user(
+            regs.arg::<1>(),
+            &UserStack {
+                base: old.base,
+                flags: flags | old.flags,
+                pad: 0,
+                size: old.size,
+            },
+        )?;
     }
     Ok(0)
 }
 
 fn check_signo(signo: u32) -> Result<u32, Errno> {
-    if signo > NSIG { Err(Errno::EINVAL) } else { Ok(signo) }
+    if signo > NSIG {
+        Err(Errno::EINVAL)
+    } else {
+        Ok(signo)
+    }
 }
 
 /// The sender as the receiver sees it.
 fn user_info(signo: u32, code: i32, receiver: &Process) -> SigInfo {
     let pid = pids::nr_in(&current_ref().process.pid, &receiver.pid);
-    SigInfo { signo, code, pid, ..SigInfo::default() }
+    SigInfo {
+        signo,
+        code,
+        pid,
+        ..SigInfo::default()
+    }
 }
 
 fn send(process: &Process, signo: u32) {
@@ -180,7 +225,11 @@ pub fn kill(regs: &mut PtRegs) -> SysResult {
     let me = current_ref();
     match pid {
         1.. => {
-            let target = if pid == me.process.tgid() { None } else { Some(find(pid)?) };
+            let target = if pid == me.process.tgid() {
+                None
+            } else {
+                Some(find(pid)?)
+            };
             send(target.as_ref().map_or(&me.process, |t| t), signo);
             Ok(0)
         }
@@ -229,7 +278,8 @@ fn send_to_thread(tgid: Option<i32>, tid: i32, signo: u32) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let signo = check_signo(signo)?;
-    let target: KArc<Task> = pids::find_task(tid as u32, current_ref().pid()).ok_or(Errno::ESRCH)?;
+    let target: KArc<Task> =
+        pids::find_task(tid as u32, current_ref().pid()).ok_or(Errno::ESRCH)?;
     if tgid.is_some_and(|t| pids::nr_in(&target.process.pid, current_ref().pid()) != t) {
         return Err(Errno::ESRCH);
     }
@@ -240,7 +290,11 @@ fn send_to_thread(tgid: Option<i32>, tid: i32, signo: u32) -> SysResult {
 }
 
 pub fn tgkill(regs: &mut PtRegs) -> SysResult {
-    send_to_thread(Some(regs.arg::<0>() as i32), regs.arg::<1>() as i32, regs.arg::<2>() as u32)
+    send_to_thread(
+        Some(regs.arg::<0>() as i32),
+        regs.arg::<1>() as i32,
+        regs.arg::<2>() as u32,
+    )
 }
 
 pub fn tkill(regs: &mut PtRegs) -> SysResult {

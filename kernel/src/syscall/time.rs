@@ -85,7 +85,9 @@ fn sleep_until(deadline: u64, remaining_at: usize, absolute: bool) -> SysResult 
                 write_timespec(remaining_at, left)?;
             }
             current_ref().restart_deadline_ns.store(deadline, Relaxed);
-            current_ref().restart_remaining_at.store(remaining_at, Relaxed);
+            current_ref()
+                .restart_remaining_at
+                .store(remaining_at, Relaxed);
             return Err(Errno::ERESTART_RESTARTBLOCK);
         }
         sched::park_until(Some(deadline));
@@ -95,7 +97,11 @@ fn sleep_until(deadline: u64, remaining_at: usize, absolute: bool) -> SysResult 
 /// Continues a sleep that a signal without a handler interrupted.
 pub fn restart_sleep(_regs: &mut PtRegs) -> SysResult {
     let task = current_ref();
-    sleep_until(task.restart_deadline_ns.load(Relaxed), task.restart_remaining_at.load(Relaxed), false)
+    sleep_until(
+        task.restart_deadline_ns.load(Relaxed),
+        task.restart_remaining_at.load(Relaxed),
+        false,
+    )
 }
 
 pub fn nanosleep(regs: &mut PtRegs) -> SysResult {

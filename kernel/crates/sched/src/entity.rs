@@ -89,14 +89,18 @@ impl Entity {
     /// Consumes a saved token; true if there was one and `park` may return at once.
     #[inline]
     pub fn take_token(&self) -> bool {
-        self.wake.load(Ordering::Relaxed) == TOKEN && self.wake.swap(RUNNING, Ordering::Acquire) == TOKEN
+        self.wake.load(Ordering::Relaxed) == TOKEN
+            && self.wake.swap(RUNNING, Ordering::Acquire) == TOKEN
     }
 
     /// Goes to sleep unless a token arrived. Only by the thread itself, IRQs off until it is switched away
     /// from (INV-SCHED-2).
     #[inline]
     pub fn try_park(&self) -> bool {
-        match self.wake.compare_exchange(RUNNING, PARKED, Ordering::AcqRel, Ordering::Acquire) {
+        match self
+            .wake
+            .compare_exchange(RUNNING, PARKED, Ordering::AcqRel, Ordering::Acquire)
+        {
             Ok(_) => true,
             Err(_) => {
                 self.wake.store(RUNNING, Ordering::Relaxed);

@@ -10,7 +10,9 @@ pub struct IdleMask {
 impl IdleMask {
     /// No CPU idles.
     pub const fn new() -> Self {
-        IdleMask { idle: CpuMask::new() }
+        IdleMask {
+            idle: CpuMask::new(),
+        }
     }
 
     /// `cpu` has nothing to do.
@@ -39,11 +41,15 @@ impl IdleMask {
             return Some(near);
         }
         let node = ksync::arch::cpu_to_node(near);
-        self.claim_where(|cpu| ksync::arch::cpu_to_node(cpu) == node && allowed(cpu)).or_else(|| self.claim_where(&allowed))
+        self.claim_where(|cpu| ksync::arch::cpu_to_node(cpu) == node && allowed(cpu))
+            .or_else(|| self.claim_where(&allowed))
     }
 
     #[inline]
     fn claim_where(&self, allowed: impl Fn(usize) -> bool) -> Option<usize> {
-        self.idle.iter().take(NR_CPUS).find(|&cpu| allowed(cpu) && self.claim(cpu))
+        self.idle
+            .iter()
+            .take(NR_CPUS)
+            .find(|&cpu| allowed(cpu) && self.claim(cpu))
     }
 }

@@ -50,8 +50,13 @@ pub const RQ_SLOT: usize = 2;
 /// The CPUs that `from` should ask for work, or offer work to, nearest first: its own node's, then the others by
 /// `distance_order`, at most `limit` of them. A CPU starts with its successor, so that thieves spread.
 pub fn neighbours(from: usize, cpus_of_node: &[usize]) -> impl Iterator<Item = usize> + '_ {
-    let start = cpus_of_node.iter().position(|&c| c == from).map_or(0, |i| i + 1);
-    (0..cpus_of_node.len()).map(move |i| cpus_of_node[(start + i) % cpus_of_node.len()]).filter(move |&c| c != from)
+    let start = cpus_of_node
+        .iter()
+        .position(|&c| c == from)
+        .map_or(0, |i| i + 1);
+    (0..cpus_of_node.len())
+        .map(move |i| cpus_of_node[(start + i) % cpus_of_node.len()])
+        .filter(move |&c| c != from)
 }
 
 #[cfg(test)]

@@ -24,7 +24,12 @@ impl<T: Schedulable> RunQueue<T> {
     /// An empty queue.
     pub const fn new() -> Self {
         RunQueue {
-            queue: SpinLock::new(Queue { waiting: List::new() }, lock_class!("rq_lock")),
+            queue: SpinLock::new(
+                Queue {
+                    waiting: List::new(),
+                },
+                lock_class!("rq_lock"),
+            ),
             nr_waiting: AtomicUsize::new(0),
         }
     }
@@ -42,7 +47,8 @@ impl<T: Schedulable> RunQueue<T> {
         if queue.waiting.push_back(thread).is_err() {
             already_queued();
         }
-        self.nr_waiting.store(queue.waiting.len(), Ordering::Relaxed);
+        self.nr_waiting
+            .store(queue.waiting.len(), Ordering::Relaxed);
     }
 
     /// The thread to run next: the one that has waited longest, `prev` going to the end of the queue; or `prev`
@@ -53,13 +59,16 @@ impl<T: Schedulable> RunQueue<T> {
             return prev; // an enqueue that races with this look sends an interrupt or sets need_resched
         }
         let mut queue = self.queue.lock_irqsave();
-        let Some(next) = queue.waiting.pop_front() else { return prev };
+        let Some(next) = queue.waiting.pop_front() else {
+            return prev;
+        };
         if let Some(prev) = prev
             && queue.waiting.push_back(prev).is_err()
         {
             already_queued();
         }
-        self.nr_waiting.store(queue.waiting.len(), Ordering::Relaxed);
+        self.nr_waiting
+            .store(queue.waiting.len(), Ordering::Relaxed);
         Some(next)
     }
 
@@ -69,9 +78,14 @@ impl<T: Schedulable> RunQueue<T> {
             return None;
         }
         let mut queue = self.queue.lock_irqsave();
-        let victim = queue.waiting.iter().find(|t| t.entity().may_run_on(cpu) && !t.entity().on_cpu())?.clone();
+        let victim = queue
+            .waiting
+            .iter()
+            .find(|t| t.entity().may_run_on(cpu) && !t.entity().on_cpu())?
+            .clone();
         let stolen = queue.waiting.remove(&victim);
-        self.nr_waiting.store(queue.waiting.len(), Ordering::Relaxed);
+        self.nr_waiting
+            .store(queue.waiting.len(), Ordering::Relaxed);
         stolen
     }
 
@@ -79,7 +93,8 @@ impl<T: Schedulable> RunQueue<T> {
     pub fn remove(&self, thread: &KArc<T>) -> Option<KArc<T>> {
         let mut queue = self.queue.lock_irqsave();
         let removed = queue.waiting.remove(thread);
-        self.nr_waiting.store(queue.waiting.len(), Ordering::Relaxed);
+        self.nr_waiting
+            .store(queue.waiting.len(), Ordering::Relaxed);
         removed
     }
 }

@@ -18,7 +18,11 @@ impl Schedulable for Thread {
 
 fn thread(id: usize) -> KArc<Thread> {
     ksync::arch::host::init_arena(64 << 20);
-    KArc::new(Thread { entity: Entity::new(0), id }).unwrap()
+    KArc::new(Thread {
+        entity: Entity::new(0),
+        id,
+    })
+    .unwrap()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Why an operation on processes failed.
 
-use pid::{NsError, PidError};
 use mm::MmError;
+use pid::{NsError, PidError};
 use slab::AllocError;
 use vfs::VfsError;
 

@@ -20,6 +20,7 @@
 //!   overlap, ascend, and map no file bytes past the file's end.
 
 use crate::TaskError;
+use alloc::vec::Vec;
 use elf::abi;
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
@@ -29,7 +30,6 @@ use mm::{MapArgs, MapFlags, MmUser, Prot};
 use rmap::AddressSpace;
 use slab::KArc;
 use vfs::VfsError;
-use alloc::vec::Vec;
 
 /// Where a program's stack ends.
 pub const STACK_TOP: usize = mm::TASK_SIZE - PAGE_SIZE;
@@ -57,15 +57,22 @@ pub struct ExecArgs {
 impl ExecArgs {
     /// Nothing yet.
     pub const fn new() -> Self {
-        ExecArgs { strings: Vec::new(), argc: 0, envc: 0 }
+        ExecArgs {
+            strings: Vec::new(),
+            argc: 0,
+            envc: 0,
+        }
     }
 
     fn push(&mut self, string: &[u8]) -> Result<(), TaskError> {
         let pointers = (self.argc + self.envc + 3) * 8;
-        if string.len() >= ARG_STRLEN_MAX || self.strings.len() + string.len() + pointers > ARG_MAX {
+        if string.len() >= ARG_STRLEN_MAX || self.strings.len() + string.len() + pointers > ARG_MAX
+        {
             return Err(TaskError::TooBig);
         }
-        self.strings.try_reserve(string.len() + 1).map_err(|_| TaskError::NoMemory)?;
+        self.strings
+            .try_reserve(string.len() + 1)
+            .map_err(|_| TaskError::NoMemory)?;
         self.strings.extend_from_slice(string);
         self.strings.push(0);
         Ok(())
@@ -145,7 +152,8 @@ impl Headers {
         if ident.1 != Class::ELF64 {
             return Err(TaskError::BadProgram);
         }
-        let header = FileHeader::parse_tail(ident, &ehdr[16..]).map_err(|_| TaskError::BadProgram)?;
+        let header =
+            FileHeader::parse_tail(ident, &ehdr[16..]).map_err(|_| TaskError::BadProgram)?;
         let size = header.e_phnum as usize * PHDR_SIZE;
         let known = header.e_machine == abi::EM_X86_64
             && (header.e_type == abi::ET_EXEC || header.e_type == abi::ET_DYN)
@@ -155,7 +163,9 @@ impl Headers {
             return Err(TaskError::BadProgram);
         }
         let mut phdrs = Vec::new();
-        phdrs.try_reserve_exact(size).map_err(|_| TaskError::NoMemory)?;
+        phdrs
+            .try_reserve_exact(size)
+            .map_err(|_| TaskError::NoMemory)?;
         phdrs.resize(size, 0);
         if image.read_at(header.e_phoff, &mut phdrs)? < size {
             return Err(TaskError::BadProgram);
@@ -174,7 +184,8 @@ impl Headers {
     }
 
     fn loads(&self) -> impl Iterator<Item = ProgramHeader> + '_ {
-        self.segments().filter(|p| p.p_type == abi::PT_LOAD && p.p_memsz > 0)
+        self.segments()
+            .filter(|p| p.p_type == abi::PT_LOAD && p.p_memsz > 0)
     }
 
     /// Checks every PT_LOAD (INV-EXEC-1); returns the lowest and the highest address.
@@ -183,8 +194,14 @@ impl Headers {
         for p in self.loads() {
             let (start, size) = (p.p_vaddr as usize, p.p_memsz as usize);
             let end = start.checked_add(size).ok_or(TaskError::NoMemory)?;
-            let file_end = p.p_offset.checked_add(p.p_filesz).ok_or(TaskError::BadProgram)?;
-            if p.p_filesz > p.p_memsz || file_end > file_size || p.p_vaddr % 4096 != p.p_offset % 4096 {
+            let file_end = p
+                .p_offset
+                .checked_add(p.p_filesz)
+                .ok_or(TaskError::BadProgram)?;
+            if p.p_filesz > p.p_memsz
+                || file_end > file_size
+                || p.p_vaddr % 4096 != p.p_offset % 4096
+            {
                 return Err(TaskError::BadProgram);
             }
             if start < high {
@@ -219,21 +236,33 @@ fn prot_of(p: &ProgramHeader) -> Prot {
 }
 
 /// Maps one segment: file pages, the zeroed rest of the last of them, and anonymous pages behind it.
-fn map_segment(mm: &MmUser, image: &dyn Image, p: &ProgramHeader, bias: usize) -> Result<(), TaskError> {
+fn map_segment(
+    mm: &MmUser,
+    image: &dyn Image,
+    p: &ProgramHeader,
+    bias: usize,
+) -> Result<(), TaskError> {
     let prot = prot_of(p);
     let vaddr = bias + p.p_vaddr as usize;
     let page_offset = vaddr % PAGE_SIZE;
     let start = vaddr - page_offset;
     let file_end = vaddr + p.p_filesz as usize;
     let mem_end = vaddr + p.p_memsz as usize;
-    let file_pages_end = if p.p_filesz == 0 { start } else { file_end.next_multiple_of(PAGE_SIZE) };
+    let file_pages_end = if p.p_filesz == 0 {
+        start
+    } else {
+        file_end.next_multiple_of(PAGE_SIZE)
+    };
     if file_pages_end > start {
         mm.mmap(&MapArgs {
             addr: start,
             len: file_pages_end - start,
             prot,
             flags: MapFlags::PRIVATE | MapFlags::FIXED,
-            file: Some((image.space().clone(), (p.p_offset - page_offset as u64) / PAGE_SIZE as u64)),
+            file: Some((
+                image.space().clone(),
+                (p.p_offset - page_offset as u64) / PAGE_SIZE as u64,
+            )),
             max_prot: Prot::all(),
         })?;
     }
@@ -253,10 +282,23 @@ fn map_segment(mm: &MmUser, image: &dyn Image, p: &ProgramHeader, bias: usize) -
 }
 
 /// Maps a whole program or interpreter.
-fn map_image(mm: &MmUser, image: &dyn Image, headers: &Headers, base: usize) -> Result<Mapped, TaskError> {
+fn map_image(
+    mm: &MmUser,
+    image: &dyn Image,
+    headers: &Headers,
+    base: usize,
+) -> Result<Mapped, TaskError> {
     let (low, high) = headers.check(image.space().size())?;
-    let bias = if headers.pie { base.checked_sub(low).ok_or(TaskError::BadProgram)? } else { 0 };
-    if !headers.pie && low < mm::MMAP_MIN_ADDR || high.checked_add(bias).is_none_or(|end| end > STACK_TOP - (32 << 20)) {
+    let bias = if headers.pie {
+        base.checked_sub(low).ok_or(TaskError::BadProgram)?
+    } else {
+        0
+    };
+    if !headers.pie && low < mm::MMAP_MIN_ADDR
+        || high
+            .checked_add(bias)
+            .is_none_or(|end| end > STACK_TOP - (32 << 20))
+    {
         return Err(TaskError::NoMemory);
     }
     let mut phdr_address = 0;
@@ -267,15 +309,28 @@ fn map_image(mm: &MmUser, image: &dyn Image, headers: &Headers, base: usize) -> 
         }
     }
     let entry = headers.entry.wrapping_add(bias);
-    Ok(Mapped { bias, entry, phdr_address, end: bias + high })
+    Ok(Mapped {
+        bias,
+        entry,
+        phdr_address,
+        end: bias + high,
+    })
 }
 
 /// The interpreter's path that a program asks for, without its NUL, if any.
-pub fn interpreter_path(image: &dyn Image, buf: &mut [u8; 256]) -> Result<Option<usize>, TaskError> {
+pub fn interpreter_path(
+    image: &dyn Image,
+    buf: &mut [u8; 256],
+) -> Result<Option<usize>, TaskError> {
     let headers = Headers::read(image)?;
-    let Some(p) = headers.segments().find(|p| p.p_type == abi::PT_INTERP) else { return Ok(None) };
+    let Some(p) = headers.segments().find(|p| p.p_type == abi::PT_INTERP) else {
+        return Ok(None);
+    };
     let len = p.p_filesz as usize;
-    if !(2..=buf.len()).contains(&len) || image.read_at(p.p_offset, &mut buf[..len])? < len || buf[len - 1] != 0 {
+    if !(2..=buf.len()).contains(&len)
+        || image.read_at(p.p_offset, &mut buf[..len])? < len
+        || buf[len - 1] != 0
+    {
         return Err(TaskError::BadProgram);
     }
     Ok(buf[..len].iter().position(|&b| b == 0))
@@ -312,7 +367,8 @@ pub fn load(
     // so too, and is one that a return to user mode can load.
     let entry = entry.min(mm::TASK_SIZE);
     mm.set_brk_start(program.end.next_multiple_of(PAGE_SIZE));
-    let size = (args.strings.len() + (args.argc + args.envc) * 8 + STACK_INITIAL).next_multiple_of(PAGE_SIZE);
+    let size = (args.strings.len() + (args.argc + args.envc) * 8 + STACK_INITIAL)
+        .next_multiple_of(PAGE_SIZE);
     mm.map_stack(STACK_TOP, size)?;
     let sp = build_stack(&mm, args, name, aux, &headers, &program, interpreter_base)?;
     Ok(Loaded { mm, entry, sp })
@@ -334,32 +390,38 @@ fn build_stack(
     let platform_at = strings_at - PLATFORM.len();
     let random_at = (platform_at - aux.random.len()) & !15;
     let vector: [(u64, u64); 20] = [
-        (33, aux.vdso as u64),              // AT_SYSINFO_EHDR
-        (16, aux.hwcap),                    // AT_HWCAP
-        (6, PAGE_SIZE as u64),              // AT_PAGESZ
-        (17, 100),                          // AT_CLKTCK
-        (3, program.phdr_address as u64),   // AT_PHDR
-        (4, PHDR_SIZE as u64),              // AT_PHENT
-        (5, headers.phnum as u64),          // AT_PHNUM
-        (7, interpreter_base as u64),       // AT_BASE
-        (8, 0),                             // AT_FLAGS
-        (9, program.entry as u64),          // AT_ENTRY
-        (11, 0),                            // AT_UID
-        (12, 0),                            // AT_EUID
-        (13, 0),                            // AT_GID
-        (14, 0),                            // AT_EGID
-        (23, 0),                            // AT_SECURE
-        (25, random_at as u64),             // AT_RANDOM
-        (26, aux.hwcap2),                   // AT_HWCAP2
-        (31, name_at as u64),               // AT_EXECFN
-        (15, platform_at as u64),           // AT_PLATFORM
-        (51, aux.min_signal_stack),         // AT_MINSIGSTKSZ
+        (33, aux.vdso as u64),            // AT_SYSINFO_EHDR
+        (16, aux.hwcap),                  // AT_HWCAP
+        (6, PAGE_SIZE as u64),            // AT_PAGESZ
+        (17, 100),                        // AT_CLKTCK
+        (3, program.phdr_address as u64), // AT_PHDR
+        (4, PHDR_SIZE as u64),            // AT_PHENT
+        (5, headers.phnum as u64),        // AT_PHNUM
+        (7, interpreter_base as u64),     // AT_BASE
+        (8, 0),                           // AT_FLAGS
+        (9, program.entry as u64),        // AT_ENTRY
+        (11, 0),                          // AT_UID
+        (12, 0),                          // AT_EUID
+        (13, 0),                          // AT_GID
+        (14, 0),                          // AT_EGID
+        (23, 0),                          // AT_SECURE
+        (25, random_at as u64),           // AT_RANDOM
+        (26, aux.hwcap2),                 // AT_HWCAP2
+        (31, name_at as u64),             // AT_EXECFN
+        (15, platform_at as u64),         // AT_PLATFORM
+        (51, aux.min_signal_stack),       // AT_MINSIGSTKSZ
     ];
-    let vector = if aux.vdso == 0 { &vector[1..] } else { &vector[..] };
+    let vector = if aux.vdso == 0 {
+        &vector[1..]
+    } else {
+        &vector[..]
+    };
     let words = 1 + args.argc + 1 + args.envc + 1 + 2 * (vector.len() + 1);
     let sp = (random_at - words * 8) & !15;
     let mut block: Vec<u8> = Vec::new();
-    block.try_reserve_exact(STACK_TOP - sp).map_err(|_| TaskError::NoMemory)?;
+    block
+        .try_reserve_exact(STACK_TOP - sp)
+        .map_err(|_| TaskError::NoMemory)?;
     let word = |block: &mut Vec<u8>, w: u64| block.extend_from_slice(&w.to_le_bytes());
     word(&mut block, args.argc as u64);
     let mut at = 0;
@@ -368,7 +430,10 @@ fn build_stack(
             word(&mut block, 0);
         }
         word(&mut block, (strings_at + at) as u64);
-        at += args.strings[at..].iter().position(|&b| b == 0).map_or(0, |n| n + 1);
+        at += args.strings[at..]
+            .iter()
+            .position(|&b| b == 0)
+            .map_or(0, |n| n + 1);
     }
     if args.envc == 0 {
         word(&mut block, 0);

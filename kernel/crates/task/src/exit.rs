@@ -4,10 +4,10 @@
 //! calls [`exit_notify`], after which the thread only switches away. The parent may reap the process before that
 //! switch: the thread's stack lives on until the scheduler has left it.
 
+use crate::TaskError;
 use crate::pids;
 use crate::process::{Process, ProcessState};
 use crate::signal::{self, SigInfo, Signo};
-use crate::TaskError;
 use crate::task::{Task, flags};
 use core::sync::atomic::Ordering;
 use slab::{KArc, List};
@@ -41,7 +41,9 @@ pub fn end_other_threads(task: &KArc<Task>) -> Result<(), TaskError> {
             ksync::arch::unpark(other.thread_ptr());
         }
     }
-    process.wait_chldexit.wait_until(|| process.lock.lock().threads.len() == 1);
+    process
+        .wait_chldexit
+        .wait_until(|| process.lock.lock().threads.len() == 1);
     process.set_multithreaded(false);
     if !task.is_leader() {
         pids::take_over_leader(task);
@@ -69,7 +71,9 @@ pub fn exit_notify(task: &KArc<Task>, runtime_ns: u64) {
             process.wait_chldexit.wake_all(); // an exec may wait to be alone
         }
         if state.threads.is_empty() {
-            state.exit_status = state.group_exit.unwrap_or(task.exit_code.load(Ordering::Relaxed) as i32);
+            state.exit_status = state
+                .group_exit
+                .unwrap_or(task.exit_code.load(Ordering::Relaxed) as i32);
         }
         state.threads.is_empty()
     };
@@ -91,7 +95,9 @@ fn reparent_children(process: &KArc<Process>) {
     } {
         return; // nobody can add one: the process has no thread left that could fork
     }
-    let Some(reaper) = pids::reaper_of(process) else { return };
+    let Some(reaper) = pids::reaper_of(process) else {
+        return;
+    };
     let mut reaper_state = reaper.lock.lock();
     let mut state = process.lock.lock();
     for child in state.children.iter() {
@@ -127,7 +133,13 @@ fn child_info(process: &Process, parent: &Process, signo: Signo, status: i32) ->
         n if status & 0x80 != 0 => (CLD_DUMPED, n),
         n => (CLD_KILLED, n),
     };
-    SigInfo { signo, code, pid: pids::nr_in(&process.pid, &parent.pid), status: value, ..SigInfo::default() }
+    SigInfo {
+        signo,
+        code,
+        pid: pids::nr_in(&process.pid, &parent.pid),
+        status: value,
+        ..SigInfo::default()
+    }
 }
 
 /// Turns the process into a zombie, or ends it at once when its parent does not care.
@@ -141,9 +153,15 @@ fn finish_process(process: &KArc<Process>) {
         let signo = process.exit_signal.load(Ordering::Relaxed);
         let ignored = signo == signal::SIGCHLD && signal::parent_ignores_child(parent);
         let removed = parent_state.children.remove(process);
-        debug_assert!(removed.is_some(), "INV-PROC-1: a living process is among its parent's children");
+        debug_assert!(
+            removed.is_some(),
+            "INV-PROC-1: a living process is among its parent's children"
+        );
         if !ignored && let Some(child) = removed {
-            parent_state.zombies.push_back(child).unwrap_or_else(|_| unreachable!("just removed from its list"));
+            parent_state
+                .zombies
+                .push_back(child)
+                .unwrap_or_else(|_| unreachable!("just removed from its list"));
         }
         (parent.clone(), signo, status, ignored)
     });

@@ -49,7 +49,12 @@ pub mod clone {
 }
 
 /// Namespaces that this kernel does not have.
-const UNSUPPORTED: u64 = clone::NEWNS | clone::NEWCGROUP | clone::NEWUTS | clone::NEWIPC | clone::NEWUSER | clone::NEWNET;
+const UNSUPPORTED: u64 = clone::NEWNS
+    | clone::NEWCGROUP
+    | clone::NEWUTS
+    | clone::NEWIPC
+    | clone::NEWUSER
+    | clone::NEWNET;
 
 /// What clone was asked for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -88,14 +93,20 @@ fn check_flags(cur: &Task, args: &CloneArgs) -> Result<(), TaskError> {
         || f & clone::THREAD != 0 && !KArc::ptr_eq(&cur.pid_ns_for_children.lock(), cur.pid().ns())
         || f & (clone::NEWPID | clone::PARENT) == clone::NEWPID | clone::PARENT
         || f & UNSUPPORTED != 0;
-    if invalid { Err(TaskError::Invalid) } else { Ok(()) }
+    if invalid {
+        Err(TaskError::Invalid)
+    } else {
+        Ok(())
+    }
 }
 
 fn copy_mm(cur: &Task, args: &CloneArgs) -> Result<Option<MmUser>, TaskError> {
     if args.kthread {
         return Ok(None);
     }
-    let Some(mm) = cur.mm_user() else { return Ok(None) };
+    let Some(mm) = cur.mm_user() else {
+        return Ok(None);
+    };
     if args.flags & clone::VM != 0 {
         return Ok(Some(mm));
     }
@@ -125,10 +136,18 @@ pub fn copy_process(cur: &KArc<Task>, args: &CloneArgs) -> Result<NewTask, TaskE
         None => None,
     };
     let mm = copy_mm(cur, args)?;
-    let vfork = if args.flags & clone::VFORK != 0 { Some(KArc::new(VforkDone(Completion::new()))?) } else { None };
+    let vfork = if args.flags & clone::VFORK != 0 {
+        Some(KArc::new(VforkDone(Completion::new()))?)
+    } else {
+        None
+    };
     let pid = pids::alloc(&namespace, args.set_tid)?;
     let is_new_process = args.flags & clone::THREAD == 0;
-    let process = if is_new_process { new_process(cur, args, &pid)? } else { cur.process.clone() };
+    let process = if is_new_process {
+        new_process(cur, args, &pid)?
+    } else {
+        cur.process.clone()
+    };
     let parent = if args.flags & clone::PARENT != 0 {
         cur.process.parent().ok_or(TaskError::Invalid)?
     } else {
@@ -139,7 +158,13 @@ pub fn copy_process(cur: &KArc<Task>, args: &CloneArgs) -> Result<NewTask, TaskE
     *task.files.lock() = files;
     *task.fs.lock() = fs;
     *task.vfork_done.lock() = vfork.clone();
-    Ok(NewTask { task, pid, is_new_process, parent, vfork })
+    Ok(NewTask {
+        task,
+        pid,
+        is_new_process,
+        parent,
+        vfork,
+    })
 }
 
 fn new_process(cur: &Task, args: &CloneArgs, pid: &PidHandle) -> Result<KArc<Process>, TaskError> {
@@ -154,7 +179,9 @@ fn new_process(cur: &Task, args: &CloneArgs, pid: &PidHandle) -> Result<KArc<Pro
         (state.pgrp.clone(), state.session.clone())
     };
     let process = KArc::new(Process::new(pid.pid().clone(), pgrp, session, sighand))?;
-    process.exit_signal.store(args.exit_signal, Ordering::Relaxed);
+    process
+        .exit_signal
+        .store(args.exit_signal, Ordering::Relaxed);
     Ok(process)
 }
 
@@ -162,15 +189,20 @@ fn fill(task: &KArc<Task>, cur: &Task, args: &CloneArgs, mm: Option<MmUser>) {
     if args.kthread {
         task.set_flag(flags::KTHREAD);
     }
-    task.active_mm.store(mm.as_ref().map_or(0, |mm| &raw const **mm as usize), Ordering::Relaxed);
+    task.active_mm.store(
+        mm.as_ref().map_or(0, |mm| &raw const **mm as usize),
+        Ordering::Relaxed,
+    );
     *task.mm.lock() = mm;
-    task.blocked.store(cur.blocked.load(Ordering::Relaxed), Ordering::Relaxed);
+    task.blocked
+        .store(cur.blocked.load(Ordering::Relaxed), Ordering::Relaxed);
     *task.comm.lock() = *cur.comm.lock();
     if args.flags & clone::CHILD_SETTID != 0 {
         task.set_child_tid.store(args.child_tid, Ordering::Relaxed);
     }
     if args.flags & clone::CHILD_CLEARTID != 0 {
-        task.clear_child_tid.store(args.child_tid, Ordering::Relaxed);
+        task.clear_child_tid
+            .store(args.child_tid, Ordering::Relaxed);
     }
     // The alternate stack is kept only by a child that runs on a copy of the memory, or on the parent's while it waits.
     if args.flags & (clone::VM | clone::VFORK) != clone::VM {
@@ -199,12 +231,24 @@ impl NewTask {
     /// `Interrupted` when `cur` was killed meanwhile, `NoMemory` when the namespace has stopped taking processes (its
     /// init died); the new thread is undone.
     pub fn publish(self, cur: &Task, now_ns: u64) -> Result<KArc<Task>, TaskError> {
-        let NewTask { task, pid, is_new_process, parent, .. } = self;
+        let NewTask {
+            task,
+            pid,
+            is_new_process,
+            parent,
+            ..
+        } = self;
         let mut parent = parent;
         loop {
             let mut state = parent.lock.lock();
             let is_own = KArc::ptr_eq(&parent, &cur.process);
-            if !is_own && (state.is_zombie() || cur.process.parent().is_none_or(|p| !KArc::ptr_eq(&p, &parent))) {
+            if !is_own
+                && (state.is_zombie()
+                    || cur
+                        .process
+                        .parent()
+                        .is_none_or(|p| !KArc::ptr_eq(&p, &parent)))
+            {
                 // CLONE_PARENT and the parent changed: a reaper took its place.
                 drop(state);
                 let Some(reaper) = cur.process.parent() else {
@@ -225,7 +269,10 @@ impl NewTask {
             if is_new_process {
                 link_process(&task, &parent, &mut state, now_ns);
             } else {
-                state.threads.push_back(task.clone()).unwrap_or_else(|_| linked_twice());
+                state
+                    .threads
+                    .push_back(task.clone())
+                    .unwrap_or_else(|_| linked_twice());
                 task.process.thread_linked();
                 task.process.set_multithreaded(true);
             }
@@ -251,9 +298,17 @@ fn link_process(
     let process = &task.process;
     process.start_time_ns.store(now_ns, Ordering::Relaxed);
     *process.parent.lock() = Some(parent.clone());
-    process.lock.lock().threads.push_back(task.clone()).unwrap_or_else(|_| linked_twice());
+    process
+        .lock
+        .lock()
+        .threads
+        .push_back(task.clone())
+        .unwrap_or_else(|_| linked_twice());
     process.thread_linked();
-    state.children.push_back(process.clone()).unwrap_or_else(|_| linked_twice());
+    state
+        .children
+        .push_back(process.clone())
+        .unwrap_or_else(|_| linked_twice());
     if task.pid().is_child_reaper() {
         let before = task.pid().ns().set_child_reaper(Some(task.clone()));
         debug_assert!(before.is_none(), "a namespace has one first process");

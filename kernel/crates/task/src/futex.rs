@@ -88,7 +88,9 @@ pub fn wait(
             Look::Value(value) if value != expected => return Err(TaskError::Again),
             Look::Value(_) => {}
         }
-        bucket.push_back(waiter.clone()).unwrap_or_else(|_| unreachable!("a new waiter is in no list"));
+        bucket
+            .push_back(waiter.clone())
+            .unwrap_or_else(|_| unreachable!("a new waiter is in no list"));
     }
     loop {
         if waiter.woken.load(Ordering::Acquire) {
@@ -133,8 +135,12 @@ pub fn wake(key: FutexKey, max: usize, bitset: u32) -> usize {
     }
     let mut woken = 0;
     while woken < max {
-        let found = bucket.iter().find(|w| w.bitset & bitset != 0 && *w.key.lock() == key);
-        let Some(waiter) = found.map(|w| w.clone()) else { break };
+        let found = bucket
+            .iter()
+            .find(|w| w.bitset & bitset != 0 && *w.key.lock() == key);
+        let Some(waiter) = found.map(|w| w.clone()) else {
+            break;
+        };
         wake_waiter(&mut bucket, &waiter);
         woken += 1;
     }
@@ -162,7 +168,11 @@ pub fn requeue(
 ) -> Result<usize, TaskError> {
     let (a, b) = (bucket_index(&from), bucket_index(&to));
     let mut first = BUCKETS[a.min(b)].0.lock();
-    let mut second = if a == b { None } else { Some(BUCKETS[a.max(b)].0.lock()) };
+    let mut second = if a == b {
+        None
+    } else {
+        Some(BUCKETS[a.max(b)].0.lock())
+    };
     check()?;
     let (mut source, mut target) = match &mut second {
         None => (&mut *first, None),
@@ -171,7 +181,10 @@ pub fn requeue(
     };
     let mut done = 0;
     while done < max_wake.saturating_add(max_move) {
-        let found = source.iter().find(|w| *w.key.lock() == from).map(|w| w.clone());
+        let found = source
+            .iter()
+            .find(|w| *w.key.lock() == from)
+            .map(|w| w.clone());
         let Some(waiter) = found else { break };
         if done < max_wake {
             wake_waiter(&mut source, &waiter);
@@ -180,7 +193,9 @@ pub fn requeue(
             if let Some(target) = &mut target
                 && let Some(moved) = source.remove(&waiter)
             {
-                target.push_back(moved).unwrap_or_else(|_| unreachable!("just removed"));
+                target
+                    .push_back(moved)
+                    .unwrap_or_else(|_| unreachable!("just removed"));
             }
         }
         done += 1;

@@ -30,7 +30,10 @@ impl PidHandle {
         let Some(pid) = self.pid.take() else { return };
         let join = |pid: &TaskPid, kind| {
             let joined = pid.attach(kind, task.clone());
-            assert!(joined.is_ok(), "INV-PIDS-1: a new task joins as {kind:?}: {joined:?}");
+            assert!(
+                joined.is_ok(),
+                "INV-PIDS-1: a new task joins as {kind:?}: {joined:?}"
+            );
         };
         join(&pid, PidType::Pid);
         if is_new_process {
@@ -70,7 +73,11 @@ pub fn new_namespace(parent: &KArc<PidNamespace>) -> Result<KArc<PidNamespace>, 
 /// `pid`'s number as the owner of `viewer` sees it; 0: not visible there.
 #[inline]
 pub fn nr_in(pid: &TaskPid, viewer: &TaskPid) -> i32 {
-    if core::ptr::eq(&**pid.ns(), &**viewer.ns()) { pid.vnr() as i32 } else { pid_nr_ns(pid, viewer.ns()) as i32 }
+    if core::ptr::eq(&**pid.ns(), &**viewer.ns()) {
+        pid.vnr() as i32
+    } else {
+        pid_nr_ns(pid, viewer.ns()) as i32
+    }
 }
 
 fn leave(pid: &KArc<TaskPid>, kind: PidType, task: &KArc<Task>) {
@@ -86,7 +93,9 @@ pub(crate) fn release_thread(task: &KArc<Task>) {
 
 /// Gives back what a dead process's leader was a member of.
 pub(crate) fn release_process(process: &KArc<Process>) {
-    let Some(leader) = process.pid.task(PidType::Tgid) else { return };
+    let Some(leader) = process.pid.task(PidType::Tgid) else {
+        return;
+    };
     let (pgrp, session) = {
         let state = process.lock.lock();
         (state.pgrp.clone(), state.session.clone())
@@ -101,7 +110,9 @@ pub(crate) fn release_process(process: &KArc<Process>) {
 /// first thread has exited, and nobody else is left.
 pub(crate) fn take_over_leader(task: &KArc<Task>) {
     let process = &task.process;
-    let Some(old) = process.pid.task(PidType::Tgid) else { return };
+    let Some(old) = process.pid.task(PidType::Tgid) else {
+        return;
+    };
     let (pgrp, session) = {
         let state = process.lock.lock();
         (state.pgrp.clone(), state.session.clone())
@@ -113,7 +124,10 @@ pub(crate) fn take_over_leader(task: &KArc<Task>) {
         (&session, PidType::Sid),
     ] {
         let replaced = pid.replace(kind, &old, task.clone());
-        debug_assert!(replaced, "INV-PIDS-1: the old leader is a member as {kind:?}");
+        debug_assert!(
+            replaced,
+            "INV-PIDS-1: the old leader is a member as {kind:?}"
+        );
     }
     leave(&task.own_pid, PidType::Pid, task);
     task.promote();
@@ -125,7 +139,12 @@ pub(crate) fn take_over_leader(task: &KArc<Task>) {
 
 /// The process with id `nr` as `viewer` counts. Zombies are found too.
 pub fn find_process(nr: u32, viewer: &TaskPid) -> Option<KArc<Process>> {
-    Some(find_pid_ns(nr, viewer.ns())?.task(PidType::Tgid)?.process.clone())
+    Some(
+        find_pid_ns(nr, viewer.ns())?
+            .task(PidType::Tgid)?
+            .process
+            .clone(),
+    )
 }
 
 /// The thread with id `nr` as `viewer` counts.
@@ -163,21 +182,26 @@ pub fn for_each_in_group(pgrp: &TaskPid, mut f: impl FnMut(&KArc<Process>)) -> u
 
 /// Moves a process to group `pgrp`. Its parent's lock or its own situation keeps it from being reaped meanwhile.
 pub fn set_group(process: &KArc<Process>, pgrp: &KArc<TaskPid>) -> Result<(), TaskError> {
-    let Some(leader) = process.pid.task(PidType::Tgid) else { return Err(TaskError::NoSuchProcess) };
+    let Some(leader) = process.pid.task(PidType::Tgid) else {
+        return Err(TaskError::NoSuchProcess);
+    };
     let old = process.lock.lock().pgrp.clone();
     if KArc::ptr_eq(&old, pgrp) {
         return Ok(());
     }
     leave(&old, PidType::Pgid, &leader);
     // A group that lives has a member; our own pid's group lives by our being its member as PID.
-    pgrp.attach(PidType::Pgid, leader).map_err(|_| TaskError::NotPermitted)?;
+    pgrp.attach(PidType::Pgid, leader)
+        .map_err(|_| TaskError::NotPermitted)?;
     process.lock.lock().pgrp = pgrp.clone();
     Ok(())
 }
 
 /// Makes a process the leader of a new session and group. Fails if it leads a group.
 pub fn new_session(process: &KArc<Process>) -> Result<i32, TaskError> {
-    let Some(leader) = process.pid.task(PidType::Tgid) else { return Err(TaskError::NoSuchProcess) };
+    let Some(leader) = process.pid.task(PidType::Tgid) else {
+        return Err(TaskError::NoSuchProcess);
+    };
     if process.pid.has_task(PidType::Pgid) {
         return Err(TaskError::NotPermitted);
     }
@@ -185,7 +209,10 @@ pub fn new_session(process: &KArc<Process>) -> Result<i32, TaskError> {
     set_group(process, &process.pid)?;
     if !KArc::ptr_eq(&session, &process.pid) {
         leave(&session, PidType::Sid, &leader);
-        process.pid.attach(PidType::Sid, leader).map_err(|_| TaskError::NotPermitted)?;
+        process
+            .pid
+            .attach(PidType::Sid, leader)
+            .map_err(|_| TaskError::NotPermitted)?;
         process.lock.lock().session = process.pid.clone();
     }
     Ok(process.tgid())

@@ -20,7 +20,7 @@ use crate::TaskPid;
 use crate::signal::{Pending, SigHand};
 use crate::task::{Task, flags, slot};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use ksync::{SpinLock, SpinGuard, WaitQueue, lock_class};
+use ksync::{SpinGuard, SpinLock, WaitQueue, lock_class};
 use slab::{KArc, List};
 
 /// What the threads of a process share. Link slot 0: its parent's list.
@@ -98,7 +98,12 @@ impl ProcessState {
 
 impl Process {
     /// A process without threads or parent.
-    pub fn new(pid: KArc<TaskPid>, pgrp: KArc<TaskPid>, session: KArc<TaskPid>, sighand: KArc<SigHand>) -> Process {
+    pub fn new(
+        pid: KArc<TaskPid>,
+        pgrp: KArc<TaskPid>,
+        session: KArc<TaskPid>,
+        sighand: KArc<SigHand>,
+    ) -> Process {
         Process {
             pid,
             parent: SpinLock::new(None, lock_class!("process_parent")),
@@ -182,12 +187,19 @@ impl Process {
     }
 
     /// Runs `f` with the parent and its locked state, if there is a parent; the parent stays the parent meanwhile.
-    pub fn with_parent_locked<R>(&self, f: impl FnOnce(&KArc<Process>, &mut ProcessState) -> R) -> Option<R> {
+    pub fn with_parent_locked<R>(
+        &self,
+        f: impl FnOnce(&KArc<Process>, &mut ProcessState) -> R,
+    ) -> Option<R> {
         loop {
             let parent = self.parent()?;
             let mut state = parent.lock.lock();
             // INV-PROC-1: it changes only under the lock that we now hold.
-            let still = self.parent.lock().as_ref().is_some_and(|p| KArc::ptr_eq(p, &parent));
+            let still = self
+                .parent
+                .lock()
+                .as_ref()
+                .is_some_and(|p| KArc::ptr_eq(p, &parent));
             if still {
                 return Some(f(&parent, &mut state));
             }

@@ -49,10 +49,19 @@ pub const fn bit(signo: Signo) -> SigSet {
 pub const UNBLOCKABLE: SigSet = bit(SIGKILL) | bit(SIGSTOP);
 const DEFAULT_IGNORE: SigSet = bit(SIGCHLD) | bit(SIGCONT) | bit(SIGURG) | bit(SIGWINCH);
 const DEFAULT_STOP: SigSet = bit(SIGSTOP) | bit(SIGTSTP) | bit(SIGTTIN) | bit(SIGTTOU);
-const DEFAULT_CORE: SigSet = bit(SIGQUIT) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGABRT) | bit(SIGBUS) | bit(SIGFPE)
-    | bit(SIGSEGV) | bit(SIGXCPU) | bit(SIGXFSZ) | bit(SIGSYS);
+const DEFAULT_CORE: SigSet = bit(SIGQUIT)
+    | bit(SIGILL)
+    | bit(SIGTRAP)
+    | bit(SIGABRT)
+    | bit(SIGBUS)
+    | bit(SIGFPE)
+    | bit(SIGSEGV)
+    | bit(SIGXCPU)
+    | bit(SIGXFSZ)
+    | bit(SIGSYS);
 /// Signals that an instruction raises: delivered before others.
-const SYNCHRONOUS: SigSet = bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE) | bit(SIGSYS);
+const SYNCHRONOUS: SigSet =
+    bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE) | bit(SIGSYS);
 
 /// `sa_handler` values.
 pub const SIG_DFL: usize = 0;
@@ -114,7 +123,15 @@ pub const SI_TKILL: i32 = -6;
 impl SigInfo {
     /// From the kernel, for no reason a program could ask about.
     pub const fn kernel(signo: Signo) -> Self {
-        SigInfo { signo, code: SI_KERNEL, errno: 0, pid: 0, uid: 0, status: 0, value: 0 }
+        SigInfo {
+            signo,
+            code: SI_KERNEL,
+            errno: 0,
+            pid: 0,
+            uid: 0,
+            status: 0,
+            value: 0,
+        }
     }
 }
 
@@ -137,8 +154,21 @@ pub struct Pending {
 impl Pending {
     /// Nothing.
     pub const fn new() -> Self {
-        let none = SigInfo { signo: 0, code: 0, errno: 0, pid: 0, uid: 0, status: 0, value: 0 };
-        Pending { set: 0, nr_infos: 0, infos: [none; NR_INFOS], queue: Vec::new() }
+        let none = SigInfo {
+            signo: 0,
+            code: 0,
+            errno: 0,
+            pid: 0,
+            uid: 0,
+            status: 0,
+            value: 0,
+        };
+        Pending {
+            set: 0,
+            nr_infos: 0,
+            infos: [none; NR_INFOS],
+            queue: Vec::new(),
+        }
     }
 
     /// The signals in it.
@@ -183,7 +213,11 @@ impl Pending {
         if ready == 0 {
             return None;
         }
-        let first = if ready & SYNCHRONOUS != 0 { ready & SYNCHRONOUS } else { ready };
+        let first = if ready & SYNCHRONOUS != 0 {
+            ready & SYNCHRONOUS
+        } else {
+            ready
+        };
         let signo = first.trailing_zeros() + 1;
         if let Some(at) = self.queue.iter().position(|i| i.signo == signo) {
             let info = self.queue.remove(at);
@@ -192,9 +226,15 @@ impl Pending {
             }
             return Some(info);
         }
-        let info = self.infos[..self.nr_infos as usize].iter().find(|i| i.signo == signo).copied();
+        let info = self.infos[..self.nr_infos as usize]
+            .iter()
+            .find(|i| i.signo == signo)
+            .copied();
         self.remove(bit(signo));
-        Some(info.unwrap_or(SigInfo { signo, ..Default::default() }))
+        Some(info.unwrap_or(SigInfo {
+            signo,
+            ..Default::default()
+        }))
     }
 }
 
@@ -215,12 +255,16 @@ slab::object!(SigHand, "sighand", links = 0);
 impl SigHand {
     /// All default.
     pub fn new() -> Self {
-        SigHand { table: SpinLock::new(None, lock_class!("sighand")) }
+        SigHand {
+            table: SpinLock::new(None, lock_class!("sighand")),
+        }
     }
 
     /// A copy for a forked process: the same actions until either changes one.
     pub fn fork(&self) -> Self {
-        SigHand { table: SpinLock::new(self.table.lock().clone(), lock_class!("sighand")) }
+        SigHand {
+            table: SpinLock::new(self.table.lock().clone(), lock_class!("sighand")),
+        }
     }
 
     /// The action for `signo`.
@@ -247,7 +291,10 @@ impl SigHand {
                 Some(shared) => shared.0.lock().actions,
                 None => [SigAction::default(); NSIG as usize],
             };
-            *slot = Some(fresh.write(TableObject(SpinLock::new(Table { actions }, lock_class!("sigtable")))));
+            *slot = Some(fresh.write(TableObject(SpinLock::new(
+                Table { actions },
+                lock_class!("sigtable"),
+            ))));
         }
         if let Some(table) = &*slot {
             table.0.lock().actions[signo as usize - 1] = action;
@@ -271,7 +318,10 @@ impl SigHand {
             }
         }
         let table = if any {
-            Some(KArc::new(TableObject(SpinLock::new(Table { actions: kept }, lock_class!("sigtable"))))?)
+            Some(KArc::new(TableObject(SpinLock::new(
+                Table { actions: kept },
+                lock_class!("sigtable"),
+            )))?)
         } else {
             None
         };
@@ -282,7 +332,8 @@ impl SigHand {
 
 /// Whether `signo` with `action` would have no effect, so that sending it need not wake anybody.
 fn is_ignored(signo: Signo, action: &SigAction) -> bool {
-    action.handler == SIG_IGN || action.handler == SIG_DFL && DEFAULT_IGNORE & bit(signo) != 0 && signo != SIGCONT
+    action.handler == SIG_IGN
+        || action.handler == SIG_DFL && DEFAULT_IGNORE & bit(signo) != 0 && signo != SIGCONT
 }
 
 /// Sends a signal to a process. Context: no spinlock but outer ones of the lock order held.
@@ -306,12 +357,18 @@ pub fn send_to_process(process: &Process, info: &SigInfo) {
         let status = SIGKILL as i32;
         return state.start_group_exit(status);
     }
-    let blocked_by_all = state.threads.iter().all(|t| t.blocked.load(Ordering::Relaxed) & bit(info.signo) != 0);
+    let blocked_by_all = state
+        .threads
+        .iter()
+        .all(|t| t.blocked.load(Ordering::Relaxed) & bit(info.signo) != 0);
     if is_ignored(info.signo, &action) && !blocked_by_all {
         return;
     }
     state.pending.add(info);
-    let chosen = state.threads.iter().find(|t| t.blocked.load(Ordering::Relaxed) & bit(info.signo) == 0);
+    let chosen = state
+        .threads
+        .iter()
+        .find(|t| t.blocked.load(Ordering::Relaxed) & bit(info.signo) == 0);
     if let Some(thread) = chosen {
         wake_for_signal(&thread);
     }
@@ -348,8 +405,16 @@ pub fn force_on_current(task: &Task, info: &SigInfo) {
     let blocked = task.blocked.load(Ordering::Relaxed) & bit(info.signo) != 0;
     if blocked || action.handler == SIG_IGN || action.handler == SIG_DFL {
         // Nobody would handle it: the default action ends the process, which needs no memory.
-        let core = if DEFAULT_CORE & bit(info.signo) != 0 { 0x80 } else { 0 };
-        return task.process.lock.lock().start_group_exit(info.signo as i32 | core);
+        let core = if DEFAULT_CORE & bit(info.signo) != 0 {
+            0x80
+        } else {
+            0
+        };
+        return task
+            .process
+            .lock
+            .lock()
+            .start_group_exit(info.signo as i32 | core);
     }
     let _state = task.process.lock.lock();
     task.pending.lock().add(info);
@@ -386,10 +451,9 @@ pub fn set_blocked(task: &Task, mask: SigSet) {
         let state = task.process.lock.lock();
         let orphaned = state.pending.set & newly;
         if orphaned != 0 {
-            let other = state
-                .threads
-                .iter()
-                .find(|t| !core::ptr::eq(&***t, task) && orphaned & !t.blocked.load(Ordering::Relaxed) != 0);
+            let other = state.threads.iter().find(|t| {
+                !core::ptr::eq(&***t, task) && orphaned & !t.blocked.load(Ordering::Relaxed) != 0
+            });
             if let Some(other) = other {
                 wake_for_signal(&other);
             }

@@ -103,7 +103,8 @@ slab::object!(Task, "task_struct", links = 4, rcu);
 pub mod slot {
     /// Threads of a process; 0 and 1 are the pid lists', 2 the run queues'.
     pub const THREADS: usize = 3;
-    const _: () = assert!(THREADS != sched::RQ_SLOT && THREADS != pid::PGID_SLOT && THREADS != pid::SID_SLOT);
+    const _: () =
+        assert!(THREADS != sched::RQ_SLOT && THREADS != pid::PGID_SLOT && THREADS != pid::SID_SLOT);
 }
 
 /// `sigaltstack` state.
@@ -130,7 +131,12 @@ impl Schedulable for Task {
 
 impl Task {
     /// A thread that nobody can find yet.
-    pub fn new(process: KArc<Process>, pid: KArc<TaskPid>, ns_for_children: KArc<PidNamespace>, cpu: usize) -> Task {
+    pub fn new(
+        process: KArc<Process>,
+        pid: KArc<TaskPid>,
+        ns_for_children: KArc<PidNamespace>,
+        cpu: usize,
+    ) -> Task {
         Task {
             arch: ArchThread::default(),
             entity: Entity::new(cpu),
@@ -193,7 +199,11 @@ impl Task {
     /// Its id.
     #[inline]
     pub fn pid(&self) -> &KArc<TaskPid> {
-        if self.promoted.load(Ordering::Relaxed) { &self.process.pid } else { &self.own_pid }
+        if self.promoted.load(Ordering::Relaxed) {
+            &self.process.pid
+        } else {
+            &self.own_pid
+        }
     }
 
     pub(crate) fn promote(&self) {

@@ -102,9 +102,14 @@ pub fn wait(cur: &Task, which: &Which, options: u32) -> Result<Option<Reaped>, T
         !matches!(outcome, Ok(None))
     };
     if !look() && options & options::WNOHANG == 0 {
-        process.wait_chldexit.wait_until_interruptible(&mut look).map_err(|_| TaskError::Interrupted)?;
+        process
+            .wait_chldexit
+            .wait_until_interruptible(&mut look)
+            .map_err(|_| TaskError::Interrupted)?;
     }
-    let Some((reaped, child)) = outcome? else { return Ok(None) };
+    let Some((reaped, child)) = outcome? else {
+        return Ok(None);
+    };
     if let Some(child) = child {
         exit::release(&child);
     }

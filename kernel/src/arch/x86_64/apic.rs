@@ -89,12 +89,20 @@ pub fn init_cpu() {
 /// APIC id of the running CPU.
 pub fn id() -> u32 {
     let id = read(ID);
-    if X2APIC.load(Ordering::Relaxed) { id } else { id >> 24 }
+    if X2APIC.load(Ordering::Relaxed) {
+        id
+    } else {
+        id >> 24
+    }
 }
 
 /// "x2apic" or "xapic".
 pub fn mode() -> &'static str {
-    if X2APIC.load(Ordering::Relaxed) { "x2apic" } else { "xapic" }
+    if X2APIC.load(Ordering::Relaxed) {
+        "x2apic"
+    } else {
+        "xapic"
+    }
 }
 
 #[inline]
@@ -154,14 +162,18 @@ pub fn timer_elapsed() -> u32 {
 /// Records what the calibration found: `ticks` in `ns` nanoseconds.
 pub fn set_timer_rate(ticks: u64, ns: u64) {
     assert!(ticks > 0, "the APIC timer stands still");
-    TICKS_PER_MI_NS.store(((ticks as u128) << 20).div_euclid(ns as u128) as u64, Ordering::Relaxed);
+    TICKS_PER_MI_NS.store(
+        ((ticks as u128) << 20).div_euclid(ns as u128) as u64,
+        Ordering::Relaxed,
+    );
     write(TIMER_INITIAL, 0);
     write(LVT_TIMER, vector::TIMER as u32);
 }
 
 /// Asks for one timer interrupt on this CPU after `ns` nanoseconds (at least one tick, at most the counter's range).
 pub fn timer_arm(ns: u64) {
-    let ticks = ((ns as u128 * TICKS_PER_MI_NS.load(Ordering::Relaxed) as u128) >> 20).clamp(1, u32::MAX as u128);
+    let ticks = ((ns as u128 * TICKS_PER_MI_NS.load(Ordering::Relaxed) as u128) >> 20)
+        .clamp(1, u32::MAX as u128);
     write(TIMER_INITIAL, ticks as u32);
 }
 

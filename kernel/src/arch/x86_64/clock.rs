@@ -36,10 +36,19 @@ pub fn tsc_khz() -> u64 {
 /// Calibrates TSC and APIC timer. `pm_timer` is the I/O port of the ACPI timer, where there is one. Boot CPU.
 pub fn init(pm_timer: Option<u16>) {
     // A host that takes the CPU away between two reads spoils a window; the one with the fewest ticks was spoilt least.
-    let (tsc, ticks, ns) = (0..3).map(|_| watch(pm_timer)).min_by_key(|w| w.0 * 1000 / w.2).unwrap_or((1, 1, 1));
+    let (tsc, ticks, ns) = (0..3)
+        .map(|_| watch(pm_timer))
+        .min_by_key(|w| w.0 * 1000 / w.2)
+        .unwrap_or((1, 1, 1));
     apic::set_timer_rate(ticks as u64, ns);
-    NS_PER_4G.store((((ns as u128) << 32) / tsc as u128) as u64, Ordering::Relaxed);
-    TSC_KHZ.store((tsc as u128 * 1_000_000 / ns as u128) as u64, Ordering::Relaxed);
+    NS_PER_4G.store(
+        (((ns as u128) << 32) / tsc as u128) as u64,
+        Ordering::Relaxed,
+    );
+    TSC_KHZ.store(
+        (tsc as u128 * 1_000_000 / ns as u128) as u64,
+        Ordering::Relaxed,
+    );
     BOOT_EPOCH.store(read_cmos_epoch(), Ordering::Relaxed);
     TSC_AT_BOOT.store(ksync::arch::get_cycles(), Ordering::Relaxed);
 }
@@ -52,7 +61,11 @@ fn watch(pm_timer: Option<u16>) -> (u64, u32, u64) {
         Some(port) => wait_pm_timer(port),
         None => wait_pit(),
     };
-    (ksync::arch::get_cycles() - tsc, apic::timer_elapsed() - ticks, ns)
+    (
+        ksync::arch::get_cycles() - tsc,
+        apic::timer_elapsed() - ticks,
+        ns,
+    )
 }
 
 fn wait_pm_timer(port: u16) -> u64 {
@@ -70,7 +83,11 @@ fn wait_pm_timer(port: u16) -> u64 {
 }
 
 fn wait_pit() -> u64 {
-    let (mut gate, mut command, mut data) = (Port::<u8>::new(0x61), Port::<u8>::new(0x43), Port::<u8>::new(0x42));
+    let (mut gate, mut command, mut data) = (
+        Port::<u8>::new(0x61),
+        Port::<u8>::new(0x43),
+        Port::<u8>::new(0x42),
+    );
     let count = (WINDOW_NS * PIT_HZ / 1_000_000_000) as u16;
     // SAFETY: channel 2 of the PIT drives nothing but the speaker, which stays off.
     unsafe {
@@ -100,7 +117,10 @@ fn read_cmos_epoch() -> u64 {
     };
     let (second, minute, hour) = (field(0), field(2), field(4));
     let (day, month, year) = (field(7), field(8), 2000 + field(9));
-    days_from_civil(year, month.clamp(1, 12), day.clamp(1, 31)) * 86_400 + hour * 3600 + minute * 60 + second
+    days_from_civil(year, month.clamp(1, 12), day.clamp(1, 31)) * 86_400
+        + hour * 3600
+        + minute * 60
+        + second
 }
 
 /// Days from 1970-01-01 to a date of the Gregorian calendar, year 1970 or later.

@@ -57,7 +57,10 @@ pub fn init_cpu() {
             asm!("xsetbv", in("ecx") 0, in("eax") features as u32, in("edx") (features >> 32) as u32, options(nomem, nostack));
         }
         FEATURES.store(features, Ordering::Relaxed);
-        AREA_SIZE.store(core::arch::x86_64::__cpuid_count(0xd, 0).ebx as usize, Ordering::Relaxed);
+        AREA_SIZE.store(
+            core::arch::x86_64::__cpuid_count(0xd, 0).ebx as usize,
+            Ordering::Relaxed,
+        );
         XSAVE.store(true, Ordering::Relaxed);
         if features & XCR0_AVX != 0 {
             ksync::arch::enable_avx_copy();

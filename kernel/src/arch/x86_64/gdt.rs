@@ -45,13 +45,17 @@ const UCODE: u64 = 0x00af_fb00_0000_ffff;
 static IDT: spin::Once<InterruptDescriptorTable> = spin::Once::new();
 
 /// Where each CPU's tables are: 0 until [`CpuTables::install`].
-static TABLES: [core::sync::atomic::AtomicUsize; NR_CPUS] = [const { core::sync::atomic::AtomicUsize::new(0) }; NR_CPUS];
+static TABLES: [core::sync::atomic::AtomicUsize; NR_CPUS] =
+    [const { core::sync::atomic::AtomicUsize::new(0) }; NR_CPUS];
 
 /// The boot CPU's tables before its node's memory can be used: no interrupt stacks, only segments.
 static EARLY_GDT: [u64; 6] = [NULL, KCODE, KDATA, UCODE32, UDATA, UCODE];
 
 fn load_segments(gdt: *const u64, bytes: usize) {
-    let pointer = DescriptorTablePointer { limit: (bytes - 1) as u16, base: VirtAddr::new(gdt as u64) };
+    let pointer = DescriptorTablePointer {
+        limit: (bytes - 1) as u16,
+        base: VirtAddr::new(gdt as u64),
+    };
     // SAFETY: the table is static or never freed, and holds the selectors loaded here.
     unsafe {
         lgdt(&pointer);
@@ -75,7 +79,11 @@ pub fn early_init() {
 /// Loads the shared IDT. With `ist`, the vectors that need stacks of their own get them.
 fn load_idt(ist: bool) {
     static EARLY: spin::Once<InterruptDescriptorTable> = spin::Once::new();
-    let idt = if ist { IDT.call_once(|| build_idt(true)) } else { EARLY.call_once(|| build_idt(false)) };
+    let idt = if ist {
+        IDT.call_once(|| build_idt(true))
+    } else {
+        EARLY.call_once(|| build_idt(false))
+    };
     let pointer = DescriptorTablePointer {
         limit: (size_of::<InterruptDescriptorTable>() - 1) as u16,
         base: VirtAddr::new(idt as *const _ as u64),
@@ -113,7 +121,8 @@ impl CpuTables {
     /// Makes the tables of `cpu` on its node. Boot time; panics when the node has no memory.
     pub fn prepare(cpu: usize) {
         let node = ksync::arch::cpu_to_node(cpu);
-        let page = page_alloc::alloc_pages_node(node, 0, page_alloc::Gfp::ZERO).expect("memory for descriptor tables");
+        let page = page_alloc::alloc_pages_node(node, 0, page_alloc::Gfp::ZERO)
+            .expect("memory for descriptor tables");
         const { assert!(size_of::<CpuTables>() <= 4096) };
         let tables = page.virt().cast::<CpuTables>();
         let mut tss = TaskStateSegment::new();
@@ -123,8 +132,13 @@ impl CpuTables {
         }
         // SAFETY: the page is ours, zeroed, and large enough; it is never freed.
         unsafe {
-            tables.write(CpuTables { gdt: [NULL, KCODE, KDATA, UCODE32, UDATA, UCODE, 0, 0], tss });
-            let Descriptor::SystemSegment(low, high) = Descriptor::tss_segment_unchecked(&raw const (*tables).tss) else {
+            tables.write(CpuTables {
+                gdt: [NULL, KCODE, KDATA, UCODE32, UDATA, UCODE, 0, 0],
+                tss,
+            });
+            let Descriptor::SystemSegment(low, high) =
+                Descriptor::tss_segment_unchecked(&raw const (*tables).tss)
+            else {
                 unreachable!("a TSS descriptor is a system segment")
             };
             (*tables).gdt[6] = low;
@@ -136,9 +150,15 @@ impl CpuTables {
     /// Loads the tables that [`prepare`](Self::prepare) made, on the CPU they are for. IRQs off.
     pub fn install(cpu: usize) {
         let tables = TABLES[cpu].load(core::sync::atomic::Ordering::Acquire) as *const CpuTables;
-        assert!(!tables.is_null(), "descriptor tables of CPU {cpu} are not prepared");
+        assert!(
+            !tables.is_null(),
+            "descriptor tables of CPU {cpu} are not prepared"
+        );
         // SAFETY: prepared and never freed.
-        load_segments(unsafe { &raw const (*tables).gdt }.cast(), size_of::<[u64; 8]>());
+        load_segments(
+            unsafe { &raw const (*tables).gdt }.cast(),
+            size_of::<[u64; 8]>(),
+        );
         load_idt(true);
         // SAFETY: selector 0x30 is this CPU's own TSS, loaded once.
         unsafe { load_tss(SegmentSelector(TSS_SELECTOR)) };

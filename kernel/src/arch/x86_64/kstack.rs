@@ -32,7 +32,13 @@ pub struct KernelStack {
 }
 
 /// Slots whose stacks were unmapped, to be used before new ones.
-static FREE_SLOTS: SpinLock<Slots> = SpinLock::new(Slots { slots: [0; MAX_FREE_SLOTS], len: 0 }, lock_class!("kstack_slots"));
+static FREE_SLOTS: SpinLock<Slots> = SpinLock::new(
+    Slots {
+        slots: [0; MAX_FREE_SLOTS],
+        len: 0,
+    },
+    lock_class!("kstack_slots"),
+);
 const MAX_FREE_SLOTS: usize = 1024;
 
 struct Slots {
@@ -56,10 +62,18 @@ struct FreeList {
 #[repr(align(64))]
 struct Pool(SpinLock<FreeList>);
 
-static CPU_POOLS: [Pool; NR_CPUS] =
-    [const { Pool(SpinLock::new(FreeList { head: 0, len: 0 }, lock_class!("kstack_cpu_pool"))) }; NR_CPUS];
-static NODE_POOLS: [Pool; MAX_NUMNODES] =
-    [const { Pool(SpinLock::new(FreeList { head: 0, len: 0 }, lock_class!("kstack_node_pool"))) }; MAX_NUMNODES];
+static CPU_POOLS: [Pool; NR_CPUS] = [const {
+    Pool(SpinLock::new(
+        FreeList { head: 0, len: 0 },
+        lock_class!("kstack_cpu_pool"),
+    ))
+}; NR_CPUS];
+static NODE_POOLS: [Pool; MAX_NUMNODES] = [const {
+    Pool(SpinLock::new(
+        FreeList { head: 0, len: 0 },
+        lock_class!("kstack_node_pool"),
+    ))
+}; MAX_NUMNODES];
 
 impl FreeList {
     fn pop(&mut self) -> Option<KernelStack> {
@@ -89,7 +103,11 @@ impl KernelStack {
             return Err(OutOfMemory);
         }
         let cpu = ksync::arch::smp_processor_id();
-        let cached = if node == ksync::arch::numa_node_id() { CPU_POOLS[cpu].0.lock_irqsave().pop() } else { None };
+        let cached = if node == ksync::arch::numa_node_id() {
+            CPU_POOLS[cpu].0.lock_irqsave().pop()
+        } else {
+            None
+        };
         let stack = match cached.or_else(|| NODE_POOLS[node].0.lock_irqsave().pop()) {
             Some(stack) => stack,
             None => Self::map_new(node)?,
@@ -113,7 +131,9 @@ impl KernelStack {
         let slot = take_slot();
         let bottom = paging::STACKS_BASE + slot * SLOT_SIZE + STACK_SIZE;
         for (i, page) in pages.iter().flatten().enumerate() {
-            if let Err(e) = paging::map_page(bottom + i * 4096, page.phys(), &mut paging::table_frame) {
+            if let Err(e) =
+                paging::map_page(bottom + i * 4096, page.phys(), &mut paging::table_frame)
+            {
                 paging::unmap_pages(bottom, i * 4096);
                 pages[i..].iter().flatten().for_each(|p| p.put());
                 give_slot(slot);
@@ -141,7 +161,9 @@ impl KernelStack {
     /// # Safety
     /// `top` came from `into_top`, no CPU runs on the stack, and this is called once for it.
     pub unsafe fn from_top(top: usize) -> KernelStack {
-        KernelStack { bottom: top - STACK_SIZE }
+        KernelStack {
+            bottom: top - STACK_SIZE,
+        }
     }
 }
 
@@ -154,7 +176,10 @@ impl Drop for KernelStack {
             pool.push(self.bottom);
         } else {
             drop(pool);
-            NODE_POOLS[ksync::arch::numa_node_id()].0.lock_irqsave().push(self.bottom);
+            NODE_POOLS[ksync::arch::numa_node_id()]
+                .0
+                .lock_irqsave()
+                .push(self.bottom);
         }
     }
 }
@@ -190,24 +215,32 @@ fn shrink_batch(pool: &Pool) -> bool {
     let mut bottoms = [0; 32];
     let mut nr = 0;
     while nr < bottoms.len() {
-        let Some(stack) = pool.0.lock_irqsave().pop() else { break };
+        let Some(stack) = pool.0.lock_irqsave().pop() else {
+            break;
+        };
         bottoms[nr] = stack.into_top() - STACK_SIZE;
         nr += 1;
     }
     let mut unmapped = paging::Unmapped::new();
     for bottom in &bottoms[..nr] {
-        (*bottom..bottom + STACK_SIZE).step_by(4096).for_each(|page| unmapped.unmap(page));
+        (*bottom..bottom + STACK_SIZE)
+            .step_by(4096)
+            .for_each(|page| unmapped.unmap(page));
     }
     // Only when no TLB knows the old pages may the addresses be mapped anew.
     unmapped.flush();
     NR_STACKS.fetch_sub(nr, Ordering::Relaxed);
-    bottoms[..nr].iter().for_each(|bottom| give_slot((bottom - STACK_SIZE - paging::STACKS_BASE) / SLOT_SIZE));
+    bottoms[..nr]
+        .iter()
+        .for_each(|bottom| give_slot((bottom - STACK_SIZE - paging::STACKS_BASE) / SLOT_SIZE));
     nr > 0
 }
 
 /// Stacks owned by threads now, and stacks that exist.
 pub fn counts() -> (usize, usize) {
-    let used = NR_USED.iter().fold(0usize, |n, c| n.wrapping_add(c.0.load(Ordering::Relaxed)));
+    let used = NR_USED
+        .iter()
+        .fold(0usize, |n, c| n.wrapping_add(c.0.load(Ordering::Relaxed)));
     (used, NR_STACKS.load(Ordering::Relaxed))
 }
 

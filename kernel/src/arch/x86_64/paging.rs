@@ -49,9 +49,18 @@ fn table(pa: usize) -> *mut u64 {
 pub fn enable_protection() {
     let f7 = core::arch::x86_64::__cpuid_count(7, 0);
     let mut cr4 = Cr4::read() | Cr4Flags::PAGE_GLOBAL;
-    cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, f7.ebx & (1 << 7) != 0);
-    cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, f7.ebx & (1 << 20) != 0);
-    cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, f7.ecx & (1 << 2) != 0);
+    cr4.set(
+        Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION,
+        f7.ebx & (1 << 7) != 0,
+    );
+    cr4.set(
+        Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION,
+        f7.ebx & (1 << 20) != 0,
+    );
+    cr4.set(
+        Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION,
+        f7.ecx & (1 << 2) != 0,
+    );
     cr4.set(Cr4Flags::FSGSBASE, f7.ebx & 1 != 0);
     assert!(f7.ebx & 1 != 0, "this kernel needs a CPU with FSGSBASE");
     // SAFETY: each bit is set only where CPUID announces it; write protection and NX only add checks.
@@ -92,11 +101,25 @@ pub fn drop_identity_map() {
 }
 
 /// Maps the 4 KiB page at `va` to `pa`, writable, not executable. Fails when `frame` has no memory for a table.
-pub fn map_page(va: usize, pa: usize, frame: &mut dyn FnMut() -> Option<usize>) -> Result<(), page_alloc::OutOfMemory> {
-    map(va, pa as u64 | PRESENT | WRITABLE | NO_EXECUTE | GLOBAL, 1, frame)
+pub fn map_page(
+    va: usize,
+    pa: usize,
+    frame: &mut dyn FnMut() -> Option<usize>,
+) -> Result<(), page_alloc::OutOfMemory> {
+    map(
+        va,
+        pa as u64 | PRESENT | WRITABLE | NO_EXECUTE | GLOBAL,
+        1,
+        frame,
+    )
 }
 
-fn map(va: usize, entry: u64, level: u32, frame: &mut dyn FnMut() -> Option<usize>) -> Result<(), page_alloc::OutOfMemory> {
+fn map(
+    va: usize,
+    entry: u64,
+    level: u32,
+    frame: &mut dyn FnMut() -> Option<usize>,
+) -> Result<(), page_alloc::OutOfMemory> {
     let _guard = MAP_LOCK.lock();
     let mut pa = kernel_pgd();
     for depth in (level..4).rev() {
@@ -134,7 +157,12 @@ impl Unmapped {
 
     /// Nothing yet.
     pub fn new() -> Unmapped {
-        Unmapped { pages: [0; Self::ROOM], nr: 0, low: usize::MAX, high: 0 }
+        Unmapped {
+            pages: [0; Self::ROOM],
+            nr: 0,
+            low: usize::MAX,
+            high: 0,
+        }
     }
 
     /// Unmaps the 4 KiB page at `va`, if there is one. IRQs and preemption on.
@@ -160,7 +188,9 @@ impl Unmapped {
         let all = ksync::CpuMask::new();
         (0..super::smp::nr_online()).for_each(|cpu| all.set(cpu));
         super::tlb::flush_range(&all, 0, self.low, self.high);
-        self.pages[..self.nr].iter().for_each(|&pa| page_alloc::PageRef::from_phys(pa).put());
+        self.pages[..self.nr]
+            .iter()
+            .for_each(|&pa| page_alloc::PageRef::from_phys(pa).put());
         (self.nr, self.low, self.high) = (0, usize::MAX, 0);
     }
 }
@@ -174,7 +204,9 @@ impl Drop for Unmapped {
 /// Unmaps `len` bytes of 4 KiB pages at `va`, tells every CPU, and frees the pages. Holes are skipped.
 pub fn unmap_pages(va: usize, len: usize) {
     let mut unmapped = Unmapped::new();
-    (va..va + len).step_by(4096).for_each(|at| unmapped.unmap(at));
+    (va..va + len)
+        .step_by(4096)
+        .for_each(|at| unmapped.unmap(at));
 }
 
 /// The present last-level entry for `va`.
@@ -200,7 +232,11 @@ pub fn is_mapped(va: usize) -> bool {
     let mut pa = kernel_pgd();
     for depth in (0..4).rev() {
         // SAFETY: reads live tables; racing with a writer only makes the answer old.
-        let entry = unsafe { table(pa).wrapping_add(va >> (12 + 9 * depth) & 511).read_volatile() };
+        let entry = unsafe {
+            table(pa)
+                .wrapping_add(va >> (12 + 9 * depth) & 511)
+                .read_volatile()
+        };
         if entry & PRESENT == 0 {
             return false;
         }
@@ -221,9 +257,15 @@ pub fn check_w_xor_x() -> usize {
             if e & PRESENT == 0 {
                 continue;
             }
-            let (w, nx) = (writable && e & WRITABLE != 0, no_execute || e & NO_EXECUTE != 0);
+            let (w, nx) = (
+                writable && e & WRITABLE != 0,
+                no_execute || e & NO_EXECUTE != 0,
+            );
             if level == 1 || e & HUGE != 0 {
-                assert!(!w || nx, "a kernel page is writable and executable: level {level} entry {e:#x}");
+                assert!(
+                    !w || nx,
+                    "a kernel page is writable and executable: level {level} entry {e:#x}"
+                );
                 *seen += 1;
             } else {
                 walk((e & ADDR_MASK) as usize, level - 1, w, nx, seen);
@@ -235,7 +277,13 @@ pub fn check_w_xor_x() -> usize {
         // SAFETY: the live root, read only.
         let e = unsafe { table(kernel_pgd()).wrapping_add(i).read_volatile() };
         if e & PRESENT != 0 {
-            walk((e & ADDR_MASK) as usize, 3, e & WRITABLE != 0, e & NO_EXECUTE != 0, &mut seen);
+            walk(
+                (e & ADDR_MASK) as usize,
+                3,
+                e & WRITABLE != 0,
+                e & NO_EXECUTE != 0,
+                &mut seen,
+            );
         }
     }
     seen
@@ -271,11 +319,13 @@ fn image_to_phys(va: usize) -> usize {
 }
 
 /// Kernel page tables by the node of their memory; they are kept for good (INV-PAGING-3).
-static NR_TABLES: [AtomicUsize; ksync::MAX_NUMNODES] = [const { AtomicUsize::new(0) }; ksync::MAX_NUMNODES];
+static NR_TABLES: [AtomicUsize; ksync::MAX_NUMNODES] =
+    [const { AtomicUsize::new(0) }; ksync::MAX_NUMNODES];
 
 /// A zeroed frame from the page allocator for a page table.
 pub fn table_frame() -> Option<usize> {
-    let page = page_alloc::alloc_page(page_alloc::Gfp::ZERO | page_alloc::Gfp::NOFAULT_INJECT).ok()?;
+    let page =
+        page_alloc::alloc_page(page_alloc::Gfp::ZERO | page_alloc::Gfp::NOFAULT_INJECT).ok()?;
     NR_TABLES[page.node()].fetch_add(1, Ordering::Relaxed);
     Some(page.phys())
 }

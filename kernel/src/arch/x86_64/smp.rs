@@ -164,9 +164,15 @@ pub fn init_this_cpu(cpu: usize) {
 
 extern "C" fn ap_main(cpu: usize) -> ! {
     // The window is mapped and its head filled in; from here on the crates below know where they are.
-    x86_64::registers::model_specific::GsBase::write(x86_64::VirtAddr::new(ksync::arch::percpu_base(cpu) as u64));
+    x86_64::registers::model_specific::GsBase::write(x86_64::VirtAddr::new(
+        ksync::arch::percpu_base(cpu) as u64,
+    ));
     init_this_cpu(cpu);
-    assert_eq!(apic::id(), apic_id_of(cpu), "CPU {cpu} found the wrong place");
+    assert_eq!(
+        apic::id(),
+        apic_id_of(cpu),
+        "CPU {cpu} found the wrong place"
+    );
     ksync::rcu::cpu_online();
     NR_ONLINE.fetch_add(1, Ordering::AcqRel);
     crate::sched::run_idle_loop(cpu)
@@ -176,7 +182,8 @@ extern "C" fn ap_main(cpu: usize) -> ! {
 pub fn start_others(n: usize) -> Result<(), usize> {
     for cpu in 1..n {
         gdt::CpuTables::prepare(cpu);
-        let stack = KernelStack::alloc(ksync::arch::cpu_to_node(cpu)).expect("memory for idle stacks");
+        let stack =
+            KernelStack::alloc(ksync::arch::cpu_to_node(cpu)).expect("memory for idle stacks");
         BOOT_STACKS[cpu].store(stack.into_top(), Ordering::Relaxed);
     }
     // SAFETY: the page at TRAMPOLINE is below 1 MiB and nobody's; the bounds are the linker's.
@@ -186,8 +193,12 @@ pub fn start_others(n: usize) -> Result<(), usize> {
         assert!(len <= 4096);
         let page = ksync::arch::phys_to_virt(TRAMPOLINE);
         page.copy_from_nonoverlapping(start, len);
-        let cr3 = page.add(&raw const ap_trampoline_cr3 as usize - start as usize).cast::<u32>();
-        cr3.write_unaligned(u32::try_from(paging::kernel_pgd()).expect("the page-table root lies below 4 GiB"));
+        let cr3 = page
+            .add(&raw const ap_trampoline_cr3 as usize - start as usize)
+            .cast::<u32>();
+        cr3.write_unaligned(
+            u32::try_from(paging::kernel_pgd()).expect("the page-table root lies below 4 GiB"),
+        );
     }
     core::sync::atomic::fence(Ordering::SeqCst);
     for cpu in 1..n {

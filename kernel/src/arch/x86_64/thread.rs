@@ -21,7 +21,8 @@ use slab::{AllocError, Gfp};
 use task::ArchThread;
 
 fn fpu_layout() -> Layout {
-    Layout::from_size_align(fpu::area_size().next_multiple_of(64), 64).expect("a save area is a few kilobytes")
+    Layout::from_size_align(fpu::area_size().next_multiple_of(64), 64)
+        .expect("a save area is a few kilobytes")
 }
 
 /// A kernel stack and a save area that no thread owns yet: what fork must allocate before it can no longer fail.
@@ -55,16 +56,26 @@ impl Frames {
     /// Allocates for a thread that will first run on `node`; `user` asks for vector state.
     pub fn alloc(node: usize, user: bool) -> Result<Frames, AllocError> {
         let stack = KernelStack::alloc(node).map_err(|_| AllocError)?;
-        Ok(Frames { stack, fpu: if user { Some(FpuArea::new()?) } else { None } })
+        Ok(Frames {
+            stack,
+            fpu: if user { Some(FpuArea::new()?) } else { None },
+        })
     }
 
     /// Gives the frames to `thread`, whose first return will load `regs` in user mode.
     pub fn install_user(self, thread: &ArchThread, regs: &PtRegs, parent: &ArchThread) {
-        let area = self.fpu.expect("a user thread's frames have a save area").into_raw();
+        let area = self
+            .fpu
+            .expect("a user thread's frames have a save area")
+            .into_raw();
         // SAFETY: the area is ours. A forked thread starts with the vector state of its creator, which is in the
         // registers of this CPU now; the XSAVE header must be clean before the first save.
         unsafe {
-            core::ptr::write_bytes((area as *mut u8).add(512), 0, fpu::area_size().min(576).saturating_sub(512));
+            core::ptr::write_bytes(
+                (area as *mut u8).add(512),
+                0,
+                fpu::area_size().min(576).saturating_sub(512),
+            );
             fpu::save(area as *mut u8);
         }
         thread.fpu_area.store(area, Relaxed);
@@ -78,7 +89,12 @@ impl Frames {
 
     /// Gives the frames to `thread`, which will call `function(argument)` in the kernel; when that returns, the thread
     /// goes to user mode with the registers that an exec put at the top of its stack.
-    pub fn install_kernel(self, thread: &ArchThread, function: extern "C" fn(usize), argument: usize) {
+    pub fn install_kernel(
+        self,
+        thread: &ArchThread,
+        function: extern "C" fn(usize),
+        argument: usize,
+    ) {
         if let Some(area) = self.fpu {
             let area = area.into_raw();
             // SAFETY: the area is ours.
@@ -192,7 +208,9 @@ fn read_user_gs_base() -> usize {
 }
 
 fn write_user_gs_base(base: usize) {
-    x86_64::registers::model_specific::KernelGsBase::write(x86_64::VirtAddr::new_truncate(base as u64));
+    x86_64::registers::model_specific::KernelGsBase::write(x86_64::VirtAddr::new_truncate(
+        base as u64,
+    ));
 }
 
 /// GS base of the running thread, as programs set and read it.

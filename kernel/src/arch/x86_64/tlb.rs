@@ -27,9 +27,15 @@ struct Request {
 #[repr(align(64))]
 struct Inbox([AtomicU64; NR_CPUS / 64]);
 
-static REQUESTS: [Request; NR_CPUS] =
-    [const { Request { start: AtomicUsize::new(0), end: AtomicUsize::new(0), pending: AtomicU32::new(0) } }; NR_CPUS];
-static INBOXES: [Inbox; NR_CPUS] = [const { Inbox([const { AtomicU64::new(0) }; NR_CPUS / 64]) }; NR_CPUS];
+static REQUESTS: [Request; NR_CPUS] = [const {
+    Request {
+        start: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+        pending: AtomicU32::new(0),
+    }
+}; NR_CPUS];
+static INBOXES: [Inbox; NR_CPUS] =
+    [const { Inbox([const { AtomicU64::new(0) }; NR_CPUS / 64]) }; NR_CPUS];
 
 fn flush_local(start: usize, end: usize) {
     if (end - start) / 4096 <= FLUSH_ALL_PAGES {
@@ -72,7 +78,10 @@ pub fn serve_inbox() {
             let from = word * 64 + taken.trailing_zeros() as usize;
             taken &= taken - 1;
             let request = &REQUESTS[from];
-            flush_local(request.start.load(Ordering::Relaxed), request.end.load(Ordering::Relaxed));
+            flush_local(
+                request.start.load(Ordering::Relaxed),
+                request.end.load(Ordering::Relaxed),
+            );
             request.pending.fetch_sub(1, Ordering::Release);
         }
     }

@@ -3,10 +3,10 @@
 use super::entry::PtRegs;
 use super::{apic, kstack, tlb, uaccess};
 use crate::{mem, sched, signal};
+use core::sync::atomic::Ordering::Relaxed;
 use ksync::arch::{irqs_disabled, this_cpu_head};
 use mm::{FaultError, FaultFlags};
 use task::signal::{SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP};
-use core::sync::atomic::Ordering::Relaxed;
 
 const PAGE_FAULT: u64 = 14;
 const NMI: u64 = 2;
@@ -23,9 +23,27 @@ mod pf {
 
 /// Names of the exceptions, by vector.
 const NAMES: [&str; 22] = [
-    "divide error", "debug", "NMI", "breakpoint", "overflow", "bound range", "invalid opcode", "no FPU",
-    "double fault", "FPU overrun", "invalid TSS", "segment not present", "stack segment", "general protection",
-    "page fault", "reserved", "x87 error", "alignment check", "machine check", "SIMD error", "virtualization",
+    "divide error",
+    "debug",
+    "NMI",
+    "breakpoint",
+    "overflow",
+    "bound range",
+    "invalid opcode",
+    "no FPU",
+    "double fault",
+    "FPU overrun",
+    "invalid TSS",
+    "segment not present",
+    "stack segment",
+    "general protection",
+    "page fault",
+    "reserved",
+    "x87 error",
+    "alignment check",
+    "machine check",
+    "SIMD error",
+    "virtualization",
     "control protection",
 ];
 
@@ -72,7 +90,11 @@ fn page_fault(regs: &mut PtRegs, error: u64) {
     let address = x86_64::registers::control::Cr2::read_raw() as usize;
     if address >= uaccess::TASK_SIZE || error & pf::RESERVED != 0 {
         if regs.user_mode() {
-            remember(PAGE_FAULT, error | pf::PRESENT * (address >= uaccess::TASK_SIZE) as u64, address);
+            remember(
+                PAGE_FAULT,
+                error | pf::PRESENT * (address >= uaccess::TASK_SIZE) as u64,
+                address,
+            );
             return signal::force(SIGSEGV, signal::SEGV_MAPERR, address);
         }
         return bad_kernel_access(regs, address, error);
@@ -117,15 +139,25 @@ fn bad_kernel_access(regs: &mut PtRegs, address: usize, error: u64) {
         return fix_up(regs);
     }
     if let Some(bottom) = kstack::guard_of(address) {
-        crate::panic::die(regs, format_args!("kernel stack overflow: stack at {bottom:#x}, access to {address:#x}"));
+        crate::panic::die(
+            regs,
+            format_args!("kernel stack overflow: stack at {bottom:#x}, access to {address:#x}"),
+        );
     }
     let what = match (error & pf::FETCH != 0, error & pf::WRITE != 0) {
         (true, _) => "execution of",
         (false, true) => "write to",
         (false, false) => "read of",
     };
-    let why = if error & pf::PRESENT != 0 { "protection" } else { "not mapped" };
-    crate::panic::die(regs, format_args!("page fault: {what} {address:#x} ({why})"));
+    let why = if error & pf::PRESENT != 0 {
+        "protection"
+    } else {
+        "not mapped"
+    };
+    crate::panic::die(
+        regs,
+        format_args!("page fault: {what} {address:#x} ({why})"),
+    );
 }
 
 fn double_fault(regs: &mut PtRegs) {
@@ -135,7 +167,10 @@ fn double_fault(regs: &mut PtRegs) {
             regs,
             format_args!("kernel stack overflow: stack at {bottom:#x}, access to {address:#x}"),
         ),
-        None => crate::panic::die(regs, format_args!("double fault, last faulting address {address:#x}")),
+        None => crate::panic::die(
+            regs,
+            format_args!("double fault, last faulting address {address:#x}"),
+        ),
     }
 }
 
@@ -160,7 +195,15 @@ fn user_exception(vector: u64, error: u64, regs: &mut PtRegs) {
         17 => (SIGBUS, signal::BUS_ADRALN),
         _ => (SIGSEGV, signal::SI_KERNEL),
     };
-    signal::force(signo, code, if code == signal::SI_KERNEL { 0 } else { regs.rip as usize });
+    signal::force(
+        signo,
+        code,
+        if code == signal::SI_KERNEL {
+            0
+        } else {
+            regs.rip as usize
+        },
+    );
 }
 
 #[cold]
@@ -170,7 +213,10 @@ fn kernel_exception(vector: u64, error: u64, regs: &mut PtRegs) {
         return;
     }
     let name = NAMES.get(vector as usize).copied().unwrap_or("exception");
-    crate::panic::die(regs, format_args!("{name} (vector {vector}, error code {error:#x})"));
+    crate::panic::die(
+        regs,
+        format_args!("{name} (vector {vector}, error code {error:#x})"),
+    );
 }
 
 /// Everything that must happen before a return to user mode. Entered with IRQs on or off, returns with IRQs off.
@@ -196,7 +242,10 @@ pub extern "C" fn exit_to_user(regs: &mut PtRegs) {
 pub extern "C" fn exit_to_kernel(regs: &mut PtRegs) {
     let interrupts_were_on = regs.rflags & (1 << 9) != 0;
     let head = this_cpu_head();
-    if interrupts_were_on && head.need_resched.load(Relaxed) != 0 && head.preempt_count.load(Relaxed) == 0 {
+    if interrupts_were_on
+        && head.need_resched.load(Relaxed) != 0
+        && head.preempt_count.load(Relaxed) == 0
+    {
         debug_assert!(irqs_disabled());
         sched::preempt();
     }

@@ -112,7 +112,11 @@ pub fn get_user<T: Plain>(address: usize) -> Result<T, Efault> {
     }
     // SAFETY: the destination is ours; once all bytes are copied the value is valid because T is Plain.
     unsafe {
-        match raw_copy(value.as_mut_ptr().cast(), address as *const u8, size_of::<T>()) {
+        match raw_copy(
+            value.as_mut_ptr().cast(),
+            address as *const u8,
+            size_of::<T>(),
+        ) {
             0 => Ok(value.assume_init()),
             _ => Err(Efault),
         }
@@ -122,7 +126,8 @@ pub fn get_user<T: Plain>(address: usize) -> Result<T, Efault> {
 /// Writes one value to user memory.
 pub fn put_user<T: Plain>(address: usize, value: &T) -> Result<(), Efault> {
     // SAFETY: T is Plain: no padding, so all its bytes are initialised.
-    let bytes = unsafe { core::slice::from_raw_parts((value as *const T).cast::<u8>(), size_of::<T>()) };
+    let bytes =
+        unsafe { core::slice::from_raw_parts((value as *const T).cast::<u8>(), size_of::<T>()) };
     copy_to_user(address, bytes)
 }
 
@@ -155,7 +160,11 @@ pub fn cmpxchg_user_u32(address: usize, old: u32, new: u32) -> Result<u32, Efaul
             options(nostack),
         );
     }
-    if core::mem::replace(&mut failed, 0) == 0 { Ok(seen) } else { Err(Efault) }
+    if core::mem::replace(&mut failed, 0) == 0 {
+        Ok(seen)
+    } else {
+        Err(Efault)
+    }
 }
 
 /// A NUL-terminated string from user memory into `buf`; returns its length without the NUL.
@@ -200,7 +209,10 @@ unsafe extern "C" {
 /// Replaces each `stac` and `clac` by a NOP of the same length on a CPU without SMAP. Boot CPU, text still writable.
 pub fn patch_out_smap(write: &mut dyn FnMut(*const u8, &[u8])) {
     const NOP3: [u8; 3] = [0x0f, 0x1f, 0x00];
-    let (mut p, end) = (&raw const __start___smap_sites, &raw const __stop___smap_sites);
+    let (mut p, end) = (
+        &raw const __start___smap_sites,
+        &raw const __stop___smap_sites,
+    );
     while p < end {
         // SAFETY: between the linker's bounds lie offsets relative to themselves.
         let offset = unsafe { *p };
