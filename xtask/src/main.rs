@@ -13,6 +13,7 @@
 
 mod apt;
 mod ask;
+mod bench;
 mod boot;
 mod build;
 mod check;
@@ -58,6 +59,8 @@ enum Command {
     ///
     /// Without --init and --append the kernel runs its stress.
     Qemu(Box<qemu::Options>),
+    /// Boot a matrix of benchmarks, variants, CPU counts and modes, keep the results, and compare them.
+    Bench(Box<bench::Options>),
     /// Run the tests of every crate on the host, then the scenarios under QEMU.
     Test(test::Options),
     /// Say what is installed, what is missing, and the line that gets it.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
     let installer = Installer::new(!cli.no_install);
     let result = match &cli.command {
         Command::Qemu(options) => qemu::command(options, &installer),
+        Command::Bench(options) => bench::command(options, &installer),
         Command::Test(options) => test::command(options, &installer),
         Command::Doctor => doctor::command(),
         Command::Check => check::command(&installer),

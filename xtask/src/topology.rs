@@ -128,6 +128,31 @@ impl Topology {
         Ok(self)
     }
 
+    /// The first `cpus` CPUs of this machine and the nodes they are on, under the same name.
+    pub fn first(mut self, cpus: u32) -> Result<Self> {
+        ensure!(cpus > 0, "--cpus 0: a machine needs a CPU");
+        let all = self.cpus();
+        ensure!(
+            cpus <= all,
+            "--cpus {cpus}: the machine {} has {all}",
+            self.name
+        );
+        let mut left = cpus;
+        for node in &mut self.nodes {
+            *node = left.min(*node);
+            left -= *node;
+        }
+        while self.nodes.len() > 1 && self.nodes.last() == Some(&0) {
+            self.nodes.pop();
+        }
+        let nodes = self.nodes.len();
+        self.distances.truncate(nodes);
+        self.distances
+            .iter_mut()
+            .for_each(|row| row.truncate(nodes));
+        Ok(self)
+    }
+
     /// All CPUs.
     pub fn cpus(&self) -> u32 {
         self.nodes.iter().sum()
@@ -360,6 +385,22 @@ mod tests {
                 .contains(&"node,nodeid=2,memdev=mem2".into())
         );
         assert!(change(Name::Laptop, None, Some(2), None).unwrap().numa);
+    }
+
+    #[test]
+    fn the_first_cpus() {
+        let hygon = Topology::named(Name::Hygon);
+        assert_eq!(hygon.clone().first(384).unwrap(), hygon);
+        let part = hygon.clone().first(70).unwrap();
+        assert_eq!(
+            (part.nodes.as_slice(), part.distances.len()),
+            (&[32, 32, 6][..], 3)
+        );
+        assert_eq!(part.distances[2], [12, 12, 10]);
+        assert_eq!(hygon.clone().first(1).unwrap().nodes, [1]);
+        assert!(
+            part.check().is_ok() && hygon.clone().first(0).is_err() && hygon.first(385).is_err()
+        );
     }
 
     #[test]

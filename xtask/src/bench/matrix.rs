@@ -1,0 +1,579 @@
+//! What there is to measure, and the sweeps of `--quick` and `--full`: the tables to read, and to add to.
+//!
+//! A [`Benchmark`] names the words that shape it; a [`Sweep`] crosses one benchmark with values, CPU counts and a mode;
+//! each combination is a [`Cell`], a boot of its own. A new benchmark of the kernel is a row of [`BENCHMARKS`] and a row
+//! of the sweeps that are to have it.
+
+use crate::topology::Name;
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use std::fmt::Write;
+
+/// What a cycle is. `kvm` is `cargo xtask qemu`'s alone: where it works, wall clocks do too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// Instructions, the same to the digit everywhere
+    Icount,
+    /// Simulated cycles of a coherence model, the same to the digit everywhere
+    Numasim,
+    /// Plain emulation: smoke only
+    Tcg,
+}
+
+impl Kind {
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Icount => "icount",
+            Kind::Numasim => "numasim",
+            Kind::Tcg => "tcg",
+        }
+    }
+
+    /// Whether two boots give the same figures.
+    pub fn repeats(self) -> bool {
+        self != Kind::Tcg
+    }
+}
+
+/// A boot word and the values it is swept over.
+pub type Axis = (&'static str, &'static [&'static str]);
+
+/// A benchmark of the kernel.
+pub struct Benchmark {
+    /// The word after `bench=`.
+    pub name: &'static str,
+    /// One line for `--list`.
+    pub doc: &'static str,
+    /// Words of its own whose values are variants.
+    pub axes: &'static [Axis],
+    /// Operations of each worker under icount, numasim and tcg. Under numasim 0: a window of time.
+    pub ops: [u64; 3],
+}
+
+/// Subjects of the lock laboratory.
+const LOCKS: &[&str] = &[
+    "spin", "tas", "ticket", "mcs", "rw", "atomic", "per-node", "per-cpu",
+];
+/// Words that any benchmark takes: the variants of the kernel's subjects.
+pub const COMMON_AXES: &[Axis] = &[("pid", &["idr"]), ("i_mmap", &["global"])];
+/// Words that say where cycles went, and cost some themselves.
+const DETAIL: &str = " phases=on lockstat=on";
+
+/// All benchmarks.
+#[rustfmt::skip]
+pub const BENCHMARKS: &[Benchmark] = &[
+    Benchmark { name: "fork",     doc: "fork, exit, wait",              axes: &[], ops: [50, 10, 200] },
+    Benchmark { name: "exec",     doc: "exec in place",                 axes: &[], ops: [50, 10, 200] },
+    Benchmark { name: "forkexec", doc: "fork, exec, exit, wait",        axes: &[], ops: [50, 10, 200] },
+    Benchmark { name: "thread",   doc: "thread create, exit, join",     axes: &[], ops: [50, 10, 200] },
+    Benchmark { name: "storm",    doc: "all of these, and a leak check", axes: &[], ops: [50, 10, 500] },
+    Benchmark { name: "locks",    doc: "one critical section or counter for all",
+                axes: &[("lock", LOCKS)], ops: [200, 0, 500] },
+];
+
+/// One benchmark over everything named here.
+pub struct Sweep {
+    /// Of [`BENCHMARKS`].
+    pub benchmark: &'static str,
+    /// Values for some of its axes; an axis not named keeps the kernel's default.
+    pub axes: &'static [Axis],
+    /// CPUs, each with a worker.
+    pub cpus: &'static [u32],
+    /// The machine these are the first CPUs of.
+    pub on: Name,
+    /// What counts.
+    pub mode: Kind,
+    /// Count by phase and lock class, which takes instructions of its own.
+    pub detail: bool,
+    /// What a cell takes on one host CPU, about: seconds, and milliseconds more per CPU.
+    pub cost: (f64, f64),
+}
+
+use Kind::{Icount, Numasim, Tcg};
+use Name::{Default as Small, Hygon, Laptop};
+
+/// A sweep's cost when it only boots and runs a moment.
+const BOOT: (f64, f64) = (1.0, 15.0);
+
+/// `--quick`: five minutes on two host CPUs.
+#[rustfmt::skip]
+pub const QUICK: &[Sweep] = &[
+    Sweep { benchmark: "fork",     axes: &[], cpus: &[1, 4], on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "exec",     axes: &[], cpus: &[1],    on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "forkexec", axes: &[], cpus: &[1],    on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "thread",   axes: &[], cpus: &[1],    on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "fork",     axes: &[], cpus: &[1, 8], on: Small,  mode: Icount, detail: true,  cost: BOOT },
+    Sweep { benchmark: "exec",     axes: &[], cpus: &[1, 8], on: Small,  mode: Icount, detail: true,  cost: BOOT },
+    Sweep { benchmark: "forkexec", axes: &[], cpus: &[1, 8], on: Small,  mode: Icount, detail: true,  cost: BOOT },
+    Sweep { benchmark: "thread",   axes: &[], cpus: &[1, 8], on: Small,  mode: Icount, detail: true,  cost: BOOT },
+    Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: &[1, 8], on: Small, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "storm",    axes: &[], cpus: &[8],    on: Small,  mode: Tcg,    detail: false, cost: (4.0, 15.0) },
+    Sweep { benchmark: "locks",    axes: &[("lock", &["ticket", "mcs"])], cpus: &[8], on: Small, mode: Tcg, detail: false, cost: BOOT },
+];
+
+/// `--full`: a night.
+#[rustfmt::skip]
+pub const FULL: &[Sweep] = &[
+    Sweep { benchmark: "fork",     axes: &[], cpus: FEW,  on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "exec",     axes: &[], cpus: FEW,  on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "forkexec", axes: &[], cpus: FEW,  on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "thread",   axes: &[], cpus: FEW,  on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "fork",     axes: &[], cpus: MANY, on: Hygon,  mode: Icount, detail: false, cost: (2.0, 100.0) },
+    Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: MANY, on: Hygon, mode: Icount, detail: false, cost: (2.0, 60.0) },
+    Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
+    Sweep { benchmark: "fork",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
+    Sweep { benchmark: "exec",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
+    Sweep { benchmark: "forkexec", axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 2500.0) },
+    Sweep { benchmark: "thread",   axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1000.0) },
+    Sweep { benchmark: "storm",    axes: &[], cpus: &[8], on: Small, mode: Tcg, detail: false, cost: (4.0, 15.0) },
+];
+const FEW: &[u32] = &[1, 2, 4];
+const MANY: &[u32] = &[1, 8, 32, 64];
+/// One node holds 32.
+const SCALE: &[u32] = &[1, 2, 8, 32, 64, 128, 256, 384];
+
+/// What CI compares with the committed baselines: seconds.
+#[rustfmt::skip]
+pub const BASELINE: &[Sweep] = &[
+    Sweep { benchmark: "fork",     axes: &[], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "exec",     axes: &[], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "forkexec", axes: &[], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "thread",   axes: &[], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "fork",     axes: &[], cpus: &[8], on: Small,  mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
+];
+
+/// One boot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cell {
+    /// Of [`BENCHMARKS`].
+    pub benchmark: String,
+    /// Values of axes.
+    pub variants: Vec<(String, String)>,
+    /// CPUs and workers.
+    pub cpus: u32,
+    /// The machine these are the first CPUs of.
+    pub on: Name,
+    /// What counts.
+    pub mode: Kind,
+    /// Whether phases and lock classes are counted.
+    pub detail: bool,
+    /// The n-th boot of the same, from 1: only where figures vary.
+    pub repeat: u32,
+    /// Seconds it may take on one host CPU.
+    pub seconds: f64,
+}
+
+impl Cell {
+    /// What it is known by in results files.
+    pub fn key(&self) -> String {
+        let mut key = format!("{} {}", self.benchmark, self.mode.name());
+        for (word, value) in &self.variants {
+            // Writing to a String does not fail.
+            let _ = write!(key, " {word}={value}");
+        }
+        let _ = write!(key, " {} cpus={}", machine(self.on), self.cpus);
+        if self.detail {
+            key.push_str(" detail");
+        }
+        if self.repeat > 1 {
+            let _ = write!(key, " #{}", self.repeat);
+        }
+        key
+    }
+
+    /// The words for the kernel's boot line.
+    pub fn words(&self) -> String {
+        let mut words = format!("quiet bench={}", self.benchmark);
+        for (word, value) in &self.variants {
+            let _ = write!(words, " {word}={value}");
+        }
+        let Some(benchmark) = benchmark(&self.benchmark) else {
+            return words;
+        };
+        match (self.mode, benchmark.ops[self.mode as usize]) {
+            (_, 0) => {
+                let _ = write!(words, " window={}", self.window());
+            }
+            (_, each) => {
+                let _ = write!(words, " ops={}", each * u64::from(self.cpus));
+            }
+        }
+        if self.detail {
+            words.push_str(DETAIL);
+        }
+        words
+    }
+
+    /// Cycles enough for every CPU to have its turn several times: a lock on which all spin takes longer per turn the
+    /// more there are.
+    fn window(&self) -> u64 {
+        let cpus = u64::from(self.cpus);
+        let collapses = self.variants.iter().any(|(word, value)| {
+            word == "lock" && ["tas", "ticket", "rw"].contains(&value.as_str())
+        });
+        let per_turn = if collapses { 300 + 32 * cpus } else { 3_000 };
+        (10 * cpus * per_turn).max(1_000_000)
+    }
+
+    /// The line that makes it.
+    pub fn command(&self) -> String {
+        let mut line = format!(
+            "cargo xtask bench {} --mode {}",
+            self.benchmark,
+            self.mode.name()
+        );
+        for (word, value) in &self.variants {
+            let _ = write!(line, " --variant {word}={value}");
+        }
+        let _ = write!(
+            line,
+            " --topology {} --cpus {}",
+            machine(self.on),
+            self.cpus
+        );
+        if self.detail {
+            line.push_str(" --detail");
+        }
+        line
+    }
+}
+
+/// A machine's word.
+pub fn machine(name: Name) -> String {
+    let value = name.to_possible_value();
+    value.map(|v| v.get_name().to_string()).unwrap_or_default()
+}
+
+/// The benchmark of that name.
+pub fn benchmark(name: &str) -> Option<&'static Benchmark> {
+    BENCHMARKS.iter().find(|b| b.name == name)
+}
+
+/// Which cells are wanted.
+#[derive(Default)]
+pub struct Selection<'a> {
+    /// Benchmarks; none: all.
+    pub names: &'a [String],
+    /// `word=value`; several values of one word are swept over.
+    pub variants: &'a [String],
+    /// CPU counts; none: those of the sweeps.
+    pub cpus: &'a [u32],
+    /// Modes; none: those of the sweeps.
+    pub modes: &'a [Kind],
+    /// Only cells with phases and lock classes.
+    pub detail: bool,
+    /// The machine; none: those of the sweeps.
+    pub on: Option<Name>,
+    /// Boots of each cell whose figures vary.
+    pub repeat: u32,
+}
+
+impl Selection<'_> {
+    /// The cells of `sweeps` that are wanted, changed by what was asked for.
+    ///
+    /// # Errors
+    /// A name that is not there, with what there is; or nothing left.
+    pub fn cells(&self, sweeps: &[Sweep]) -> Result<Vec<Cell>> {
+        let asked = self.check()?;
+        let mut cells: Vec<Cell> = Vec::new();
+        let wanted = |s: &&Sweep| {
+            (self.names.is_empty() || self.names.iter().any(|n| n == s.benchmark))
+                && (self.modes.is_empty() || self.modes.contains(&s.mode))
+                && (!self.detail || s.detail)
+                && asked.iter().all(|(word, _)| takes(s.benchmark, word))
+        };
+        for sweep in sweeps.iter().filter(wanted) {
+            self.cross(sweep, &asked, &mut cells);
+        }
+        if cells.is_empty() {
+            // Asked for something that no sweep has: made as asked.
+            for name in self.names {
+                for &mode in self.modes {
+                    let sweep = Sweep {
+                        benchmark: benchmark(name).map_or("", |b| b.name),
+                        axes: &[],
+                        cpus: &[1, 8],
+                        on: Small,
+                        mode,
+                        detail: self.detail,
+                        cost: BOOT,
+                    };
+                    self.cross(&sweep, &asked, &mut cells);
+                }
+            }
+        }
+        if cells.is_empty() {
+            bail!("no sweep has that combination; with a benchmark and --mode it is made as asked");
+        }
+        Ok(cells)
+    }
+
+    /// The values asked for, by word; or what is wrong with them.
+    fn check(&self) -> Result<Vec<(String, Vec<String>)>> {
+        for name in self.names.iter().filter(|n| benchmark(n).is_none()) {
+            bail!("no benchmark is called {name:?}\n{}", list());
+        }
+        let mut asked: Vec<(String, Vec<String>)> = Vec::new();
+        for text in self.variants {
+            let Some((word, values)) = text.split_once('=') else {
+                bail!("--variant {text}: write word=value\n{}", list());
+            };
+            let axes = BENCHMARKS.iter().flat_map(|b| b.axes).chain(COMMON_AXES);
+            let Some((_, known)) = axes.into_iter().find(|(w, _)| *w == word) else {
+                bail!("no variants are called {word:?}\n{}", list());
+            };
+            for value in values.split(',') {
+                if !known.contains(&value) {
+                    bail!("{word} has no variant {value:?}\n{}", list());
+                }
+                match asked.iter_mut().find(|(w, _)| w == word) {
+                    Some((_, values)) => values.push(value.to_string()),
+                    None => asked.push((word.to_string(), vec![value.to_string()])),
+                }
+            }
+        }
+        Ok(asked)
+    }
+
+    fn cross(&self, sweep: &Sweep, asked: &[(String, Vec<String>)], cells: &mut Vec<Cell>) {
+        let mut axes: Vec<(String, Vec<String>)> = asked.to_vec();
+        for (word, values) in sweep.axes {
+            if !asked.iter().any(|(w, _)| w == word) {
+                axes.push((
+                    word.to_string(),
+                    values.iter().map(|v| v.to_string()).collect(),
+                ));
+            }
+        }
+        let mut combinations: Vec<Vec<(String, String)>> = vec![vec![]];
+        for (word, values) in &axes {
+            let longer = |c: &Vec<(String, String)>| {
+                let with = |v: &String| [&c[..], &[(word.clone(), v.clone())]].concat();
+                values.iter().map(with).collect::<Vec<_>>()
+            };
+            combinations = combinations.iter().flat_map(longer).collect();
+        }
+        let counts = if self.cpus.is_empty() {
+            sweep.cpus
+        } else {
+            self.cpus
+        };
+        let repeats = if sweep.mode.repeats() {
+            1
+        } else {
+            self.repeat.max(1)
+        };
+        for variants in combinations {
+            for &cpus in counts {
+                for repeat in 1..=repeats {
+                    let cell = Cell {
+                        benchmark: sweep.benchmark.to_string(),
+                        variants: variants.clone(),
+                        cpus,
+                        on: self.on.unwrap_or(sweep.on),
+                        mode: sweep.mode,
+                        detail: sweep.detail,
+                        repeat,
+                        seconds: sweep.cost.0 + f64::from(cpus) * sweep.cost.1 / 1000.0,
+                    };
+                    if !cells.iter().any(|c| c.key() == cell.key()) {
+                        cells.push(cell);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether `benchmark` has an axis of that word.
+fn takes(name: &str, word: &str) -> bool {
+    let own = benchmark(name).map_or(&[][..], |b| b.axes);
+    own.iter().chain(COMMON_AXES).any(|(w, _)| *w == word)
+}
+
+/// What there is, for people.
+pub fn list() -> String {
+    let mut text = String::from("benchmarks:\n");
+    for b in BENCHMARKS {
+        let _ = writeln!(text, "  {:10} {}", b.name, b.doc);
+        for (word, values) in b.axes {
+            let _ = writeln!(text, "             {word}={}", values.join("|"));
+        }
+    }
+    text.push_str("variants of any:\n");
+    for (word, values) in COMMON_AXES {
+        let _ = writeln!(text, "  {word}={}", values.join("|"));
+    }
+    for (title, sweeps) in [("--quick", QUICK), ("--full", FULL)] {
+        let cells = Selection::default().cells(sweeps).unwrap_or_default();
+        let seconds: f64 = cells.iter().map(|c| c.seconds).sum();
+        let _ = writeln!(
+            text,
+            "{title}: {} cells, about {:.0} min of one host CPU",
+            cells.len(),
+            (seconds / 60.0).ceil()
+        );
+        for s in sweeps {
+            let axes: Vec<String> = s
+                .axes
+                .iter()
+                .map(|(w, v)| format!("{w}={}", v.join("|")))
+                .collect();
+            let cpus: Vec<String> = s.cpus.iter().map(u32::to_string).collect();
+            let _ = writeln!(
+                text,
+                "  {:9} {:8} {:7} {:8} CPUs {} {}",
+                s.benchmark,
+                s.mode.name(),
+                if s.detail { "detail" } else { "" },
+                machine(s.on),
+                cpus.join(" "),
+                axes.join(" ")
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{paths, topology::Topology};
+    use std::collections::BTreeSet;
+
+    fn words(list: &[&str]) -> Vec<String> {
+        list.iter().map(|w| w.to_string()).collect()
+    }
+
+    #[test]
+    fn the_tables_are_sound() {
+        for sweeps in [QUICK, FULL, BASELINE] {
+            let cells = Selection::default().cells(sweeps).unwrap();
+            let keys: BTreeSet<String> = cells.iter().map(Cell::key).collect();
+            assert_eq!(keys.len(), cells.len(), "no cell twice");
+            for cell in &cells {
+                assert!(benchmark(&cell.benchmark).is_some(), "{}", cell.key());
+                assert!(
+                    cell.cpus <= Topology::named(cell.on).cpus(),
+                    "{}",
+                    cell.key()
+                );
+                assert!(cell.variants.iter().all(|(w, _)| takes(&cell.benchmark, w)));
+            }
+        }
+        let quick = Selection::default().cells(QUICK).unwrap();
+        let seconds: f64 = quick.iter().map(|c| c.seconds).sum();
+        assert!(
+            seconds / 2.0 < 300.0,
+            "--quick takes {seconds} s of one CPU"
+        );
+        assert!(
+            Selection::default()
+                .cells(BASELINE)
+                .unwrap()
+                .iter()
+                .all(|c| c.mode == Icount)
+        );
+    }
+
+    /// The kernel's own lists have the same words.
+    #[test]
+    fn the_kernel_knows_these_words() {
+        let bench = paths::root().join("kernel/src/bench");
+        let read = |file: &str| std::fs::read_to_string(bench.join(file)).unwrap();
+        let (table, locks) = (read("mod.rs"), read("locks.rs"));
+        for b in BENCHMARKS {
+            assert!(table.contains(&format!(" = {:?},", b.name)), "{}", b.name);
+        }
+        for lock in LOCKS {
+            assert!(locks.contains(&format!(" = {lock:?},")), "{lock}");
+        }
+    }
+
+    #[test]
+    fn selections() {
+        let select = |names: &[&str], variants: &[&str], cpus: &[u32], modes: &[Kind]| {
+            let (names, variants) = (words(names), words(variants));
+            let selection = Selection {
+                names: &names,
+                variants: &variants,
+                cpus,
+                modes,
+                ..Selection::default()
+            };
+            selection.cells(QUICK)
+        };
+        let keys = |cells: Result<Vec<Cell>>| -> Vec<String> {
+            cells.unwrap().iter().map(Cell::key).collect()
+        };
+        assert_eq!(
+            keys(select(&["locks"], &["lock=mcs,ticket"], &[2, 4], &[Icount])),
+            [
+                "locks icount lock=mcs default cpus=2",
+                "locks icount lock=mcs default cpus=4",
+                "locks icount lock=ticket default cpus=2",
+                "locks icount lock=ticket default cpus=4"
+            ]
+        );
+        let variant = keys(select(&[], &["lock=mcs"], &[], &[]));
+        assert!(
+            variant.iter().all(|k| k.starts_with("locks ")) && !variant.is_empty(),
+            "{variant:?}"
+        );
+        assert_eq!(
+            keys(select(&["exec"], &[], &[3], &[Tcg])),
+            ["exec tcg default cpus=3"]
+        );
+        let says = |result: Result<Vec<Cell>>, word: &str| {
+            let text = result.unwrap_err().to_string();
+            assert!(
+                text.contains(word) && text.contains("benchmarks:"),
+                "{text}"
+            );
+        };
+        says(select(&["frok"], &[], &[], &[]), "frok");
+        says(select(&[], &["lock=mc"], &[], &[]), "\"mc\"");
+        says(select(&[], &["lok=mcs"], &[], &[]), "\"lok\"");
+        says(select(&[], &["mcs"], &[], &[]), "word=value");
+    }
+
+    #[test]
+    fn repeats_where_figures_vary() {
+        let selection = Selection {
+            repeat: 3,
+            ..Selection::default()
+        };
+        let cells = selection.cells(QUICK).unwrap();
+        assert!(
+            cells
+                .iter()
+                .any(|c| c.mode == Tcg && c.key().ends_with("#3"))
+        );
+        assert!(cells.iter().all(|c| c.mode == Tcg || c.repeat == 1));
+    }
+
+    #[test]
+    fn lines() {
+        let names = words(&["locks"]);
+        let variants = words(&["lock=ticket"]);
+        let selection = Selection {
+            names: &names,
+            variants: &variants,
+            modes: &[Numasim],
+            cpus: &[384],
+            ..Selection::default()
+        };
+        let cells = selection.cells(FULL).unwrap();
+        assert_eq!(
+            cells[0].command(),
+            "cargo xtask bench locks --mode numasim --variant lock=ticket --topology hygon --cpus 384"
+        );
+        assert!(
+            cells[0]
+                .words()
+                .starts_with("quiet bench=locks lock=ticket window=")
+        );
+    }
+}

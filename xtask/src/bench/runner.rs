@@ -1,0 +1,299 @@
+//! Boots cells: several at a time, each result kept as soon as it is there.
+
+use super::{
+    matrix::{Cell, Kind},
+    results::{self, Origin, Row},
+};
+use crate::{
+    apt::Installer,
+    boot::{Mode, Outcome, Spec, System},
+    build::Artifacts,
+    emulator,
+    topology::Topology,
+};
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use kbench::Record;
+use std::{
+    fs,
+    io::IsTerminal,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A boot is given up after this many times what it should take.
+const PATIENCE: f64 = 30.0;
+/// But not before.
+const LEAST: Duration = Duration::from_secs(120);
+/// Lines of the console kept with a failure.
+const TAIL: usize = 12;
+
+/// What boots.
+pub struct Runner {
+    system: System,
+    initramfs: Vec<u8>,
+    origin: Origin,
+    jobs: usize,
+}
+
+/// The machine of a cell.
+///
+/// # Errors
+/// It has fewer CPUs.
+pub fn machine(cell: &Cell) -> Result<Topology> {
+    Topology::named(cell.on).first(cell.cpus)
+}
+
+impl Runner {
+    /// Builds the system.
+    ///
+    /// # Errors
+    /// What is missing, or does not compile.
+    pub fn new(installer: &Installer, jobs: Option<usize>) -> Result<Runner> {
+        let (emulator, toolchain) = emulator::ensure_all(installer)?;
+        let artifacts = Artifacts::build(&toolchain)?;
+        let initramfs = artifacts.initramfs()?.finish()?;
+        let mut all = fs::read(&artifacts.kernel)?;
+        all.extend(fs::read(&artifacts.boot)?);
+        all.extend(&initramfs);
+        let compiler = format!("{}{}", toolchain.describe(), profile_changes());
+        let origin = Origin::of(&emulator, &compiler, &all);
+        let host = thread::available_parallelism().map_or(1, usize::from);
+        Ok(Runner {
+            system: System {
+                emulator,
+                artifacts,
+            },
+            initramfs,
+            origin,
+            jobs: jobs.unwrap_or(host).max(1),
+        })
+    }
+
+    /// Boots what `out` does not have yet. A file that has all of it is begun anew, and kept beside as `.old`.
+    ///
+    /// # Errors
+    /// The file system's; cells that fail are rows.
+    pub fn run_to(&self, cells: &[Cell], out: &Path, fresh: bool) -> Result<Vec<Row>> {
+        if let Some(parent) = out.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let mut kept = if out.exists() {
+            results::read(out)?
+        } else {
+            vec![]
+        };
+        let all = kept.len();
+        kept.retain(|row| self.is_result_of(row, cells));
+        if fresh || kept.len() == cells.len() || kept.is_empty() {
+            if all > 0 {
+                fs::rename(out, out.with_extension("jsonl.old"))?;
+            }
+            kept.clear();
+        }
+        if !kept.is_empty() {
+            eprintln!(
+                "{} of {} cells are there from an earlier run (--fresh makes them anew)",
+                kept.len(),
+                cells.len()
+            );
+        }
+        results::write(out, &kept)?;
+        let missing: Vec<Cell> = cells
+            .iter()
+            .filter(|c| !kept.iter().any(|r| r.cell == c.key()))
+            .cloned()
+            .collect();
+        kept.extend(self.run(&missing, |row| results::append(out, row))?);
+        let place = |row: &Row| cells.iter().position(|c| c.key() == row.cell);
+        kept.sort_by_key(place);
+        results::write(out, &kept)?;
+        Ok(kept)
+    }
+
+    /// Whether `row` is what one of `cells` would come to.
+    fn is_result_of(&self, row: &Row, cells: &[Cell]) -> bool {
+        let same = row.origin.build == self.origin.build && row.origin.qemu == self.origin.qemu;
+        same && row.error.is_none() && cells.iter().any(|c| c.key() == row.cell)
+    }
+
+    /// Boots `cells`; `keep` gets each result when it is there.
+    ///
+    /// # Errors
+    /// `keep`'s first.
+    pub fn run(
+        &self,
+        cells: &[Cell],
+        keep: impl FnMut(&Row) -> Result<()> + Send,
+    ) -> Result<Vec<Row>> {
+        let progress = Progress::new(cells);
+        let done = Mutex::new((Vec::new(), keep, Ok(())));
+        let work = |cell: &Cell| {
+            let row = self.cell(cell);
+            progress.done(cell, &row);
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            let (rows, keep, first) = &mut *done;
+            if first.is_ok() {
+                *first = keep(&row);
+            }
+            rows.push(row);
+            first.is_ok()
+        };
+        // Those that take host time for guest time run alone, after the others.
+        let (together, alone): (Vec<&Cell>, Vec<&Cell>) =
+            cells.iter().partition(|c| c.mode != Kind::Tcg);
+        let queue = Mutex::new(together.into_iter());
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        thread::scope(|scope| {
+            for _ in 0..self.jobs {
+                scope.spawn(|| while next().is_some_and(work) {});
+            }
+        });
+        let _ = alone.into_iter().all(work);
+        progress.end();
+        let (rows, _, first) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        first?;
+        Ok(rows)
+    }
+
+    /// One boot. Whatever goes wrong is in the row.
+    fn cell(&self, cell: &Cell) -> Row {
+        let start = Instant::now();
+        let result = self.boot(cell);
+        let mut row = Row {
+            cell: cell.key(),
+            command: cell.command(),
+            seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
+            profile: None,
+            origin: self.origin.clone(),
+            record: None,
+            c2c: vec![],
+            error: None,
+        };
+        match result {
+            Ok(record) => row.record = Some(record),
+            Err(error) => row.error = Some(format!("{error:#}")),
+        }
+        row
+    }
+
+    fn boot(&self, cell: &Cell) -> Result<Record> {
+        let topology = machine(cell)?;
+        let mode = match cell.mode {
+            Kind::Icount => Mode::Icount,
+            Kind::Tcg => Mode::Tcg,
+            Kind::Numasim => anyhow::bail!("the simulator is not there"),
+        };
+        let mut spec = Spec::new(&topology, mode, &self.initramfs);
+        spec.line.append = Some(cell.words());
+        spec.timeout = Some(Duration::from_secs_f64(cell.seconds * PATIENCE).max(LEAST));
+        spec.quiet = true;
+        let outcome = self.system.boot(&spec)?;
+        outcome.verdict().with_context(|| tail(&outcome))?;
+        let lines: Vec<&str> = outcome
+            .records
+            .lines()
+            .filter(|l| !l.trim().is_empty())
+            .collect();
+        ensure!(lines.len() == 1, "{} records, not one", lines.len());
+        let record = Record::parse(lines[0].trim())?;
+        ensure!(record.is_clean(), "errors or leaks");
+        Ok(record)
+    }
+}
+
+/// Words of the environment that change how the kernel is compiled, for whoever compares.
+fn profile_changes() -> String {
+    let mut changes: Vec<String> = std::env::vars()
+        .filter(|(name, _)| name.starts_with("CARGO_PROFILE_RELEASE_"))
+        .map(|(name, value)| {
+            format!(
+                " {}={value}",
+                name.trim_start_matches("CARGO_PROFILE_RELEASE_")
+            )
+        })
+        .collect();
+    changes.sort();
+    changes.concat()
+}
+
+/// The console's last lines.
+fn tail(outcome: &Outcome) -> String {
+    let lines: Vec<&str> = outcome
+        .console
+        .lines()
+        .filter(|l| !l.trim().is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+}
+
+/// Cells done and time left: a bar on a terminal, else a line per cell.
+struct Progress {
+    bar: ProgressBar,
+    cells: usize,
+    finished: Mutex<usize>,
+    start: Instant,
+}
+
+impl Progress {
+    fn new(cells: &[Cell]) -> Progress {
+        let total: f64 = cells.iter().map(|c| c.seconds).sum();
+        let bar = if std::io::stderr().is_terminal() {
+            ProgressBar::new((total * 1000.0) as u64)
+        } else {
+            ProgressBar::hidden()
+        };
+        let style = ProgressStyle::with_template("{bar:30} {msg} [{elapsed}, {eta} left]");
+        bar.set_length((total * 1000.0) as u64);
+        bar.set_style(style.expect("a valid template"));
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Progress {
+            bar,
+            cells: cells.len(),
+            finished: Mutex::new(0),
+            start: Instant::now(),
+        }
+    }
+
+    fn done(&self, cell: &Cell, row: &Row) {
+        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        *finished += 1;
+        self.bar.inc((cell.seconds * 1000.0) as u64);
+        let (done, total) = (
+            self.bar.position() as f64,
+            self.bar.length().unwrap_or(0) as f64,
+        );
+        let left = self.start.elapsed().as_secs_f64() * (total - done).max(0.0) / done.max(1.0);
+        let what = row
+            .error
+            .as_deref()
+            .map_or_else(String::new, |e| format!(" FAILED: {e}"));
+        let line = format!(
+            "{}/{} {}: {:.1} s{what}",
+            finished, self.cells, row.cell, row.seconds
+        );
+        if self.bar.is_hidden() {
+            eprintln!("{line}; {} left", duration(left));
+        } else {
+            if row.error.is_some() {
+                self.bar.suspend(|| eprintln!("{line}"));
+            }
+            self.bar
+                .set_message(format!("{}/{} {}", finished, self.cells, row.cell));
+        }
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    if seconds < 100.0 {
+        format!("{seconds:.0} s")
+    } else {
+        format!("{:.0} min", seconds / 60.0)
+    }
+}
