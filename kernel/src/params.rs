@@ -60,8 +60,18 @@ kparam::choices! {
 kparam::choices! {
     /// How pids are kept.
     pub enum PidWord {
-        /// One radix tree per namespace under one lock for all.
+        /// One radix tree per namespace, one lock for all, taken once per allocation: Linux since 7.0.
         Idr = "idr",
+        /// The same with the lock taken once per level and once more: Linux 4.15 to 6.19.
+        IdrRelock = "idr-relock",
+        /// An array with a lock of its own per namespace, dropped to allocate.
+        Xarray = "xarray",
+        /// Arrays that share one lock, dropped to allocate.
+        MultiXarray = "multi-xarray",
+        /// Bitmaps and one hash: Linux before 4.15.
+        BitmapHash = "bitmap-hash",
+        /// Numbers leased by each CPU.
+        Sharded = "sharded",
     }
 }
 
@@ -102,6 +112,10 @@ kparam::params! {
         test: Option<TestWord> = None,
         /// How pids are kept.
         pid: PidWord = PidWord::Idr,
+        /// Pid namespaces that a benchmark nests below the first: 0 to 32.
+        depth: u64 = 0,
+        /// Pids that each worker of `bench=pid` keeps in use: 0 to 4096.
+        live: u64 = 16,
         /// How a file finds its mappings.
         i_mmap: IMmapWord = IMmapWord::Global,
         /// Start at most this many CPUs.

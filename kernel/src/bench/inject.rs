@@ -13,8 +13,11 @@ const MAX_SITES: u32 = 2_000;
 pub fn run() -> ! {
     let mut failed = false;
     let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
-    let operations: [(&str, fn(&Tiny) -> Result<(), Errno>); 3] =
-        [("fork", Tiny::fork), ("exec", Tiny::exec), ("thread", Tiny::thread)];
+    let operations: [(&str, fn(&Tiny) -> Result<(), Errno>); 3] = [
+        ("fork", Tiny::fork),
+        ("exec", Tiny::exec),
+        ("thread", Tiny::thread),
+    ];
     for (name, operation) in operations {
         let tiny = Tiny::new();
         operation(&tiny).expect("an operation without injection");
@@ -39,7 +42,10 @@ pub fn run() -> ! {
         after.take();
         let leaks = before.compare(&after);
         for l in &leaks {
-            println!("fault-inject {name}: {}: {} before, {} after", l.what, l.before, l.after);
+            println!(
+                "fault-inject {name}: {}: {} before, {} after",
+                l.what, l.before, l.after
+            );
         }
         failed |= !leaks.is_empty() || sites == 0;
         println!("fault-inject {name}: {sites} allocations failed in turn");

@@ -44,7 +44,8 @@ impl Snapshot {
         self.pages.clear();
         for node in 0..start::topology().nr_nodes() {
             let stat = page_alloc::nr_free(node);
-            self.pages.push((stat.total - stat.free - paging::nr_tables(node)) as u64);
+            self.pages
+                .push((stat.total - stat.free - paging::nr_tables(node)) as u64);
         }
         self.caches.clear();
         slab::slabinfo(|stats| {
@@ -61,14 +62,22 @@ impl Snapshot {
         let mut leaks = Vec::new();
         let mut note = |what: String, before: u64, after: u64| {
             if before != after {
-                leaks.push(Leak { what, before, after });
+                leaks.push(Leak {
+                    what,
+                    before,
+                    after,
+                });
             }
         };
         for (node, (old, new)) in self.pages.iter().zip(&after.pages).enumerate() {
             note(alloc::format!("pages.node{node}"), *old, *new);
         }
         for (name, new) in &after.caches {
-            let old = self.caches.iter().find(|(n, _)| n == name).map_or(0, |(_, count)| *count);
+            let old = self
+                .caches
+                .iter()
+                .find(|(n, _)| n == name)
+                .map_or(0, |(_, count)| *count);
             note(alloc::format!("slab.{name}"), old, *new);
         }
         note("stacks".to_string(), self.stacks, after.stacks);

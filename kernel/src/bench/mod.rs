@@ -84,6 +84,8 @@ benchmarks! {
     thread::Thread = "thread",
     /// All CPUs fork, exec, exit and wait at random; then nothing may be missing.
     storm::Storm = "storm",
+    /// Take a pid and give it back; `depth` namespaces down.
+    pid::PidAlloc = "pid",
     /// The lock laboratory: one critical section, or one counter, for all.
     locks::Locks = "locks",
 }

@@ -31,7 +31,15 @@ impl Totals {
     fn of<B>(run: &Run<B>) -> Totals {
         let histogram = Histogram::try_new().expect("memory for a histogram");
         let (least, first_cycle) = (u64::MAX, u64::MAX);
-        let mut all = Totals { histogram, ops: 0, least, most: 0, errors: 0, first_cycle, last_cycle: 0 };
+        let mut all = Totals {
+            histogram,
+            ops: 0,
+            least,
+            most: 0,
+            errors: 0,
+            first_cycle,
+            last_cycle: 0,
+        };
         for slot in &run.results {
             let outcome = slot.lock();
             all.histogram.merge(&outcome.histogram);
@@ -80,7 +88,12 @@ pub fn print<B: Benchmark>(name: &str, run: &Run<B>, leaks: Option<Vec<Leak>>) -
     record.elapsed_cycles = all.last_cycle.saturating_sub(all.first_cycle);
     run.benchmark.describe(&mut record);
     if let Until::Window { ramp, cycles } = run.until {
-        record.window = Some(Window { ramp, cycles, ops_least: all.least, ops_most: all.most });
+        record.window = Some(Window {
+            ramp,
+            cycles,
+            ops_least: all.least,
+            ops_most: all.most,
+        });
         record.elapsed_cycles = cycles;
     }
     add_phases_and_locks(&mut record, &all.histogram);
@@ -107,7 +120,9 @@ fn add_phases_and_locks(record: &mut Record, all: &Histogram) {
                 });
             }
         });
-        record.locks.sort_by_key(|l| core::cmp::Reverse((l.wait_cycles, l.acquisitions)));
+        record
+            .locks
+            .sort_by_key(|l| core::cmp::Reverse((l.wait_cycles, l.acquisitions)));
     }
 }
 
@@ -118,11 +133,18 @@ fn holds<B: Benchmark>(run: &Run<B>, all: &Totals) -> bool {
         return false;
     }
     let taking_turns = matches!(mode(), Mode::Tcg | Mode::Icount);
-    let enough = if taking_turns { all.ops > 0 } else { all.least >= LEAST_OPS };
+    let enough = if taking_turns {
+        all.ops > 0
+    } else {
+        all.least >= LEAST_OPS
+    };
     if let Until::Window { cycles, .. } = run.until
         && !enough
     {
-        println!("benchmark: a window of {cycles} cycles is too short: {} operations of a worker", all.least);
+        println!(
+            "benchmark: a window of {cycles} cycles is too short: {} operations of a worker",
+            all.least
+        );
         return false;
     }
     true

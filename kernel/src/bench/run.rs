@@ -96,18 +96,28 @@ fn warmup_ops(workers: usize) -> u64 {
 /// Runs benchmark `B`, called `name`, and ends the machine with its verdict.
 pub fn run<B: Benchmark>(name: &str) -> ! {
     let params = params::get();
-    let workers = params.workers.unwrap_or(smp::nr_online() as u64).clamp(1, 4096) as usize;
+    let workers = params
+        .workers
+        .unwrap_or(smp::nr_online() as u64)
+        .clamp(1, 4096) as usize;
     // Where CPUs take turns on the host, a window shows who had his turn.
     let own_window = B::WINDOW.filter(|_| !matches!(params.mode, ModeWord::Tcg | ModeWord::Icount));
     let until = match (params.window.or(own_window), params.ops) {
-        (Some(cycles), None) => Until::Window { ramp: params.ramp.unwrap_or(cycles / RAMP_DIVISOR), cycles },
+        (Some(cycles), None) => Until::Window {
+            ramp: params.ramp.unwrap_or(cycles / RAMP_DIVISOR),
+            cycles,
+        },
         (_, ops) => Until::Ops(ops.unwrap_or(B::OPS).div_ceil(workers as u64)),
     };
     let run = Run::new(B::new(workers), until, workers);
     // One round beforehand fills caches (slab, page lists, stacks), so that the second shows only what leaks.
     let mut leaks = None;
     if B::LEAK_CHECK {
-        run_workers(&Run::new(B::new(workers), Until::Ops(warmup_ops(workers)), workers));
+        run_workers(&Run::new(
+            B::new(workers),
+            Until::Ops(warmup_ops(workers)),
+            workers,
+        ));
         let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
         before.take();
         run_workers(&run);
@@ -125,7 +135,9 @@ impl<B> Run<B> {
         Run {
             benchmark,
             until,
-            results: (0..workers).map(|_| spin::Mutex::new(Outcome::new())).collect(),
+            results: (0..workers)
+                .map(|_| spin::Mutex::new(Outcome::new()))
+                .collect(),
             ready: AtomicUsize::new(0),
             gate: AtomicBool::new(false),
             gate_queue: WaitQueue::new(),
@@ -153,9 +165,11 @@ impl<B> Run<B> {
 fn run_workers<B: Benchmark>(run: &Run<B>) {
     let workers = run.results.len();
     for _ in 0..workers {
-        process::kernel_thread("bench", worker::<B>, core::ptr::from_ref(run) as usize).expect("memory for the workers");
+        process::kernel_thread("bench", worker::<B>, core::ptr::from_ref(run) as usize)
+            .expect("memory for the workers");
     }
-    run.ready_queue.wait_until(|| run.ready.load(Ordering::Acquire) == workers);
+    run.ready_queue
+        .wait_until(|| run.ready.load(Ordering::Acquire) == workers);
     trace::reset();
     if lockstat::is_enabled() {
         lockstat::reset();
@@ -165,7 +179,8 @@ fn run_workers<B: Benchmark>(run: &Run<B>) {
     let me = current();
     for _ in 0..workers {
         // Workers are our children; only they end now.
-        task::wait::wait(&me, &task::wait::Which::Any, task::wait::options::WALL).expect("a worker to reap");
+        task::wait::wait(&me, &task::wait::Which::Any, task::wait::options::WALL)
+            .expect("a worker to reap");
     }
 }
 
@@ -185,7 +200,8 @@ extern "C" fn worker<B: Benchmark>(argument: usize) {
     if run.ready.fetch_add(1, Ordering::AcqRel) + 1 == run.results.len() {
         run.ready_queue.wake_all();
     }
-    run.gate_queue.wait_until(|| run.gate.load(Ordering::Acquire));
+    run.gate_queue
+        .wait_until(|| run.gate.load(Ordering::Acquire));
     match run.until {
         Until::Ops(ops) => count_ops(run, &mut worker, &mut outcome, ops),
         Until::Window { ramp, cycles } => fill_window(run, &mut worker, &mut outcome, ramp, cycles),
@@ -208,7 +224,9 @@ fn count_ops<B: Benchmark>(run: &Run<B>, worker: &mut B::Worker, outcome: &mut O
             outcome.note(result);
         }
         let end = get_cycles();
-        outcome.histogram.record(overhead.between(start, end) / batch);
+        outcome
+            .histogram
+            .record(overhead.between(start, end) / batch);
         outcome.ops += batch;
     }
     outcome.last_cycle = get_cycles();
@@ -216,7 +234,13 @@ fn count_ops<B: Benchmark>(run: &Run<B>, worker: &mut B::Worker, outcome: &mut O
 }
 
 /// Operates from the common start on; operations that end after the ramp and before the end count.
-fn fill_window<B: Benchmark>(run: &Run<B>, worker: &mut B::Worker, outcome: &mut Outcome, ramp: u64, cycles: u64) {
+fn fill_window<B: Benchmark>(
+    run: &Run<B>,
+    worker: &mut B::Worker,
+    outcome: &mut Outcome,
+    ramp: u64,
+    cycles: u64,
+) {
     let batch = run.benchmark.batch();
     let mut start = run.meet();
     window::begin();
@@ -247,7 +271,9 @@ fn pin(index: usize) {
     let mut order: Vec<usize> = (0..cpus).collect();
     order.sort_by_key(|&cpu| {
         let node = ksync::arch::cpu_to_node(cpu);
-        let rank = (0..cpu).filter(|&c| ksync::arch::cpu_to_node(c) == node).count();
+        let rank = (0..cpu)
+            .filter(|&c| ksync::arch::cpu_to_node(c) == node)
+            .count();
         rank * nodes + node
     });
     let mask = CpuMask::new();

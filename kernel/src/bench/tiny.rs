@@ -58,19 +58,34 @@ impl Tiny {
 
     /// A thread whose only instruction is exit; it is joined when it has left the process.
     pub fn thread(&self) -> Result<(), Errno> {
-        let flags = clone::VM | clone::FS | clone::FILES | clone::SIGHAND | clone::THREAD | clone::SYSVSEM;
+        let flags =
+            clone::VM | clone::FS | clone::FILES | clone::SIGHAND | clone::THREAD | clone::SYSVSEM;
         let mut args = clone_args(flags);
         args.exit_signal = 0;
         let stack = self.regs.rsp as usize - 4096;
-        process::kernel_clone(&args, &self.regs, &CloneRegs { stack, ..Default::default() })?;
+        process::kernel_clone(
+            &args,
+            &self.regs,
+            &CloneRegs {
+                stack,
+                ..Default::default()
+            },
+        )?;
         let process = &current_ref().process;
-        process.wait_chldexit.wait_until(|| process.lock.lock().threads.len() == 1);
+        process
+            .wait_chldexit
+            .wait_until(|| process.lock.lock().threads.len() == 1);
         Ok(())
     }
 }
 
 fn clone_args(flags: u64) -> CloneArgs<'static> {
-    CloneArgs { flags, exit_signal: SIGCHLD, cpu: sched::likely_cpu(), ..Default::default() }
+    CloneArgs {
+        flags,
+        exit_signal: SIGCHLD,
+        cpu: sched::likely_cpu(),
+        ..Default::default()
+    }
 }
 
 /// Waits for any child; it must have exited with 0.

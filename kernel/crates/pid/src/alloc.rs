@@ -4,7 +4,7 @@ use crate::map::{PidMaps, Plan};
 use crate::namespace::PidNamespace;
 use crate::object::{Numbers, Pid};
 use crate::{MAX_NUMBERS, Member, PidError};
-use slab::{KArc, KArcUninit};
+use slab::KArc;
 
 /// A new pid in `ns` and its ancestors, visible when this returns. May not be called with spinlocks
 /// held. The caller attaches tasks, or returns it with [`free_pid`].
@@ -45,6 +45,7 @@ pub fn alloc_pid_with<T: Member>(
     }
     let pid = KArc::try_uninit()?;
     let numbers = Numbers::new::<MAX_NUMBERS>()?;
+    let chain = ns.map().chain(ns.level() as usize + 1)?;
     let limits: [u32; MAX_NUMBERS] = snapshot(ns);
     let mut chosen = [0; MAX_NUMBERS];
     for (i, (&tid, ns)) in tids.iter().zip(ns.chain()).enumerate() {
@@ -56,7 +57,12 @@ pub fn alloc_pid_with<T: Member>(
             return Err(PidError::Perm);
         }
     }
-    finish(ns, pid, numbers, &limits, &chosen[..tids.len()])
+    finish(
+        ns,
+        pid.write(Pid::new(ns.clone(), numbers, chain)),
+        &limits,
+        &chosen[..tids.len()],
+    )
 }
 
 #[inline(always)]
@@ -65,7 +71,13 @@ fn alloc_at<T: Member, const N: usize>(
 ) -> Result<KArc<Pid<T>>, PidError> {
     let pid = KArc::try_uninit()?;
     let numbers = Numbers::new::<N>()?;
-    finish(ns, pid, numbers, &snapshot::<T, N>(ns), &[])
+    let chain = ns.map().chain(N)?;
+    finish(
+        ns,
+        pid.write(Pid::new(ns.clone(), numbers, chain)),
+        &snapshot::<T, N>(ns),
+        &[],
+    )
 }
 
 /// One look at every level's `pid_max`.
@@ -81,12 +93,10 @@ fn snapshot<T: Member, const N: usize>(ns: &PidNamespace<T>) -> [u32; N] {
 #[inline(always)]
 fn finish<T: Member, const N: usize>(
     ns: &KArc<PidNamespace<T>>,
-    pid: KArcUninit<Pid<T>>,
-    numbers: Numbers,
+    pid: KArc<Pid<T>>,
     limits: &[u32; N],
     tids: &[u32],
 ) -> Result<KArc<Pid<T>>, PidError> {
-    let pid = pid.write(Pid::new(ns.clone(), numbers));
     PidMaps::alloc(&Plan {
         pid: &pid,
         ns,

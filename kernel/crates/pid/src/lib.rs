@@ -41,21 +41,31 @@
 extern crate std;
 
 mod alloc;
+mod bitmap_hash;
 mod idr;
 mod map;
 mod namespace;
 mod object;
+mod relock;
+mod sharded;
+mod xarray;
 
+#[cfg(test)]
+mod explored;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;
 
 pub use alloc::{alloc_pid, alloc_pid_with, find_ge_pid, find_pid_ns, free_pid};
-pub use idr::IdrMap;
+pub use bitmap_hash::BitmapHashMap;
+pub use idr::{IdrMap, Lazy, Preloaded, Refill, nr_dropped};
 pub use map::{MapVisitor, PidMap, PidMapKind, PidMaps, Plan};
 pub use namespace::{NsError, PIDNS_ADDING, PidMaxError, PidNamespace};
 pub use object::{AttachError, PGID_SLOT, Pid, PidType, SID_SLOT, pid_nr_ns};
+pub use relock::RelockMap;
+pub use sharded::ShardedMap;
+pub use xarray::XarrayMap;
 
 /// What a pid's lists hold: the kernel's task. Link slots [`PGID_SLOT`] and [`SID_SLOT`] of its
 /// [`slab::Object`] belong to this crate.

@@ -5,10 +5,16 @@
 //! order, unless it says otherwise in its own file), what is locked, for how long, and what a
 //! look-up costs.
 
-use crate::idr::IdrMap;
+use crate::bitmap_hash::BitmapHashMap;
+use crate::idr::{IdrMap, Lazy, Preloaded};
 use crate::namespace::PidNamespace;
 use crate::object::Pid;
+use crate::relock::RelockMap;
+use crate::sharded::ShardedMap;
+use crate::xarray::XarrayMap;
 use crate::{Member, PidError, RESERVED_PIDS};
+use ::xarray::Chain;
+use core::sync::atomic::Ordering::*;
 use slab::{AllocError, KArc};
 
 /// What `alloc` has to do, checked as far as it can be without the map.
@@ -50,9 +56,11 @@ impl<T: Member, const N: usize> Plan<'_, T, N> {
 pub trait PidMap<T: Member>: Sized {
     /// The word that selects it on the boot command line.
     const NAME: &'static str;
+    /// Whether pids bring a [`Chain`] of a node per level.
+    const CHAINED: bool = false;
 
-    /// An empty map.
-    fn new() -> Result<Self, AllocError>;
+    /// An empty map. `parent`: the map of the namespace above.
+    fn new(parent: Option<&Self>) -> Result<Self, AllocError>;
 
     /// The map of a namespace whose tree uses this kind (INV-PID-8).
     fn of(ns: &PidNamespace<T>) -> &Self;
@@ -71,25 +79,22 @@ pub trait PidMap<T: Member>: Sized {
     /// The first pid at or above `nr`, with its number.
     fn find_ge(&self, nr: u32) -> Option<(u32, KArc<Pid<T>>)>;
 
-    /// Clears [`PIDNS_ADDING`](crate::PIDNS_ADDING) so that INV-PID-6 holds.
-    fn disable(&self, ns: &PidNamespace<T>);
+    /// Clears [`PIDNS_ADDING`](crate::PIDNS_ADDING). An `alloc` that saw it set shows its pid before the RCU section
+    /// ends in which it looked.
+    fn disable(&self, ns: &PidNamespace<T>) {
+        ns.pid_allocated.fetch_and(!crate::PIDNS_ADDING, AcqRel);
+    }
+
+    /// A grace period has passed since [`disable`](Self::disable).
+    fn disabled(&self, _ns: &PidNamespace<T>) {}
+
+    /// Pids visible in `ns`, which this is the map of: exact while nobody allocates or frees.
+    fn nr_pids(&self, ns: &PidNamespace<T>) -> u32 {
+        ns.pid_allocated.load(Acquire) & !crate::PIDNS_ADDING
+    }
 
     /// Panics on a broken invariant. For tests, with nobody else around.
     fn check_invariants(&self, ns: &PidNamespace<T>);
-}
-
-/// The closed set of maps.
-pub enum PidMaps<T: Member> {
-    /// [`IdrMap`].
-    Idr(IdrMap<T>),
-}
-
-/// Names a map of [`PidMaps`].
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Default)]
-pub enum PidMapKind {
-    /// [`IdrMap`].
-    #[default]
-    Idr,
 }
 
 /// Work for whichever concrete map a kind names.
@@ -100,56 +105,107 @@ pub trait MapVisitor<T: Member> {
     fn visit<M: PidMap<T>>(self) -> Self::Out;
 }
 
-impl PidMapKind {
-    /// All kinds.
-    pub const ALL: &'static [PidMapKind] = &[PidMapKind::Idr];
-
-    /// The word that selects this kind.
-    pub const fn name(self) -> &'static str {
-        match self {
-            PidMapKind::Idr => "idr",
+/// Declares the closed set: the enum of maps, their names, and the two ways to reach the one inside.
+macro_rules! maps {
+    ($($(#[$doc:meta])* $kind:ident = $word:literal, $map:ty;)*) => {
+        /// The closed set of maps.
+        pub enum PidMaps<T: Member> {
+            $($(#[$doc])* $kind($map),)*
         }
-    }
 
-    /// The kind that `word` selects.
-    pub fn from_name(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|kind| kind.name() == word)
-    }
-
-    /// Runs `visitor` with the concrete map, for micro-benchmarks.
-    pub fn visit<T: Member, V: MapVisitor<T>>(self, visitor: V) -> V::Out {
-        match self {
-            PidMapKind::Idr => visitor.visit::<IdrMap<T>>(),
+        /// Names a map of [`PidMaps`].
+        #[derive(Copy, Clone, Debug, PartialEq, Eq)]
+        pub enum PidMapKind {
+            $($(#[$doc])* $kind,)*
         }
-    }
-}
 
-/// Runs `$body` with `$map` bound to the map inside and `$M` to its type.
-macro_rules! dispatch {
-    ($maps:expr, $map:ident, $M:ident => $body:expr) => {
-        match $maps {
-            PidMaps::Idr($map) => {
-                #[allow(dead_code)]
-                type $M<T> = IdrMap<T>;
-                $body
+        impl PidMapKind {
+            /// All kinds.
+            pub const ALL: &'static [PidMapKind] = &[$(PidMapKind::$kind),*];
+
+            /// The word that selects this kind.
+            pub const fn name(self) -> &'static str {
+                match self { $(PidMapKind::$kind => $word,)* }
             }
+
+            /// Runs `visitor` with the concrete map, for micro-benchmarks.
+            pub fn visit<T: Member, V: MapVisitor<T>>(self, visitor: V) -> V::Out {
+                match self { $(PidMapKind::$kind => visitor.visit::<$map>(),)* }
+            }
+        }
+
+        impl<T: Member> PidMaps<T> {
+            /// An empty map of a kind. `parent`: the map above, of the same kind (INV-PID-8).
+            pub fn of_kind(kind: PidMapKind, parent: Option<&Self>) -> Result<Self, AllocError> {
+                match kind {
+                    $(PidMapKind::$kind => {
+                        let parent = match parent {
+                            Some(PidMaps::$kind(map)) => Some(map),
+                            _ => None,
+                        };
+                        <$map>::new(parent).map(PidMaps::$kind)
+                    })*
+                }
+            }
+
+            /// This map's kind.
+            pub fn kind(&self) -> PidMapKind {
+                match self { $(PidMaps::$kind(_) => PidMapKind::$kind,)* }
+            }
+        }
+
+        /// Runs `$body` with `$m` bound to the map inside and `$M` to its type.
+        macro_rules! dispatch {
+            ($maps:expr, $m:ident, $M:ident => $body:expr) => {
+                match $maps {
+                    $(PidMaps::$kind($m) => {
+                        #[allow(dead_code)]
+                        type $M<T> = $map;
+                        $body
+                    })*
+                }
+            };
         }
     };
 }
 
-impl<T: Member> PidMaps<T> {
-    /// An empty map of a kind.
-    pub fn of_kind(kind: PidMapKind) -> Result<Self, AllocError> {
-        match kind {
-            PidMapKind::Idr => IdrMap::new().map(PidMaps::Idr),
-        }
-    }
+maps! {
+    /// [`IdrMap`] as Linux has it since 7.0.
+    Idr = "idr", IdrMap<T, Preloaded>;
+    /// [`RelockMap`].
+    IdrRelock = "idr-relock", RelockMap<T>;
+    /// [`XarrayMap`].
+    Xarray = "xarray", XarrayMap<T>;
+    /// [`IdrMap`] without preloading.
+    MultiXarray = "multi-xarray", IdrMap<T, Lazy>;
+    /// [`BitmapHashMap`].
+    BitmapHash = "bitmap-hash", BitmapHashMap<T>;
+    /// [`ShardedMap`].
+    Sharded = "sharded", ShardedMap<T>;
+}
 
-    /// This map's kind.
-    pub fn kind(&self) -> PidMapKind {
-        match self {
-            PidMaps::Idr(_) => PidMapKind::Idr,
+impl Default for PidMapKind {
+    /// Linux's of today.
+    fn default() -> Self {
+        PidMapKind::Idr
+    }
+}
+
+impl PidMapKind {
+    /// The kind that `word` selects.
+    pub fn from_name(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == word)
+    }
+}
+
+impl<T: Member> PidMaps<T> {
+    /// What a pid in `nr` levels must bring.
+    #[inline(always)]
+    pub(crate) fn chain(&self, nr: usize) -> Result<Option<Chain>, AllocError> {
+        if dispatch!(self, _map, M => <M<T> as PidMap<T>>::CHAINED) {
+            return Chain::new(nr).map(Some);
         }
+        Ok(None)
     }
 
     /// See [`PidMap::alloc`].
@@ -181,8 +237,24 @@ impl<T: Member> PidMaps<T> {
         dispatch!(self, map, M => map.disable(ns))
     }
 
+    /// See [`PidMap::disabled`].
+    pub(crate) fn disabled(&self, ns: &PidNamespace<T>) {
+        dispatch!(self, map, M => map.disabled(ns))
+    }
+
+    /// See [`PidMap::nr_pids`].
+    pub(crate) fn nr_pids(&self, ns: &PidNamespace<T>) -> u32 {
+        dispatch!(self, map, M => map.nr_pids(ns))
+    }
+
     /// See [`PidMap::check_invariants`].
     pub fn check_invariants(&self, ns: &PidNamespace<T>) {
         dispatch!(self, map, M => map.check_invariants(ns))
     }
+}
+
+/// INV-PID-8 is broken.
+#[cold]
+pub(crate) fn other_kind() -> ! {
+    panic!("INV-PID-8: a namespace's map is of another kind")
 }

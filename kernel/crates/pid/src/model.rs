@@ -12,8 +12,7 @@ use std::vec::Vec;
 pub enum Order {
     /// The next free one after the last, cyclically.
     Cyclic,
-    /// Any free one.
-    #[expect(dead_code, reason = "for maps to come")]
+    /// Any free one; low ones, below the reserved, may be out of reach.
     Any,
 }
 
@@ -140,6 +139,10 @@ impl Model {
         }
         let mut numbers = Vec::new();
         for (i, &ns) in chain.iter().enumerate() {
+            let leaf_starts_over = i == 0 && {
+                let n = &self.namespaces[ns];
+                n.adding && !n.has_reaper && n.taken.is_empty()
+            };
             let nr = match tids.get(i) {
                 Some(&tid) if self.namespaces[ns].taken.contains_key(&(tid as u32)) => {
                     return Err(PidError::Exists);
@@ -147,7 +150,16 @@ impl Model {
                 Some(&tid) => tid as u32,
                 None => self.automatic(ns, i, got)?,
             };
-            if nr != 1 && !self.namespaces[ns].has_reaper {
+            let first = match (self.order, got, tids.get(i)) {
+                // Which number it was that failed later is not known.
+                (Order::Any, Err(_), None) => leaf_starts_over || *got != Err(PidError::Invalid),
+                _ => nr == 1,
+            };
+            assert!(
+                got.is_err() || !leaf_starts_over || !tids.is_empty() || nr == 1,
+                "an init tried again is 1"
+            );
+            if !first && !self.namespaces[ns].has_reaper {
                 return Err(PidError::Invalid);
             }
             numbers.push(nr);
@@ -183,6 +195,9 @@ impl Model {
                 );
                 Some(nr)
             }
+            // Whether the map's cursor has passed the reserved numbers is its own affair.
+            (Order::Any, Err(PidError::Exhausted)) => self.first_free(ns, RESERVED_PIDS, max),
+            (Order::Any, Err(_)) => self.first_free(ns, 1, max),
             _ => next,
         };
         let nr = chosen.ok_or(PidError::Exhausted)?;

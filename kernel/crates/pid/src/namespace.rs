@@ -81,7 +81,7 @@ impl<T: Member> PidNamespace<T> {
         let ns = KArc::try_uninit()?;
         // INVARIANT: INV-PID-8: `kind` is the parent's.
         Ok(ns.write(PidNamespace {
-            map: PidMaps::of_kind(kind)?,
+            map: PidMaps::of_kind(kind, parent.as_ref().map(|p| p.map()))?,
             pid_allocated: AtomicU32::new(PIDNS_ADDING),
             pid_max: AtomicU32::new(max),
             level: parent.as_ref().map_or(0, |p| p.level + 1),
@@ -156,7 +156,7 @@ impl<T: Member> PidNamespace<T> {
     /// Pids visible in this namespace.
     #[inline]
     pub fn nr_pids(&self) -> u32 {
-        self.pid_allocated.load(Acquire) & !PIDNS_ADDING
+        self.map.nr_pids(self)
     }
 
     /// Whether allocation is open.
@@ -166,9 +166,12 @@ impl<T: Member> PidNamespace<T> {
     }
 
     /// Stops allocation for good: its init is dying. When this returns, no more pids appear here
-    /// (INV-PID-6).
+    /// (INV-PID-6), and whoever looked at [`is_adding`](Self::is_adding) before, under a spinlock, has released it. May
+    /// sleep: waits for an RCU grace period.
     pub fn disable_allocation(&self) {
         self.map.disable(self);
+        ksync::rcu::synchronize();
+        self.map.disabled(self);
     }
 
     /// Sleeps until at most `nr` pids are left. After [`PidNamespace::disable_allocation`]; `nr` is

@@ -19,6 +19,7 @@ use crate::{MAX_NUMBERS, Member};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use ksync::{SpinLock, lock_class};
 use slab::{AllocError, KArc, KBox, List};
+use xarray::Chain;
 
 /// What a task uses a pid as.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub struct Pid<T: Member> {
     /// `numbers[i]`: the number at level i. Written before the pid is visible (INV-PID-3).
     inline: [AtomicU32; INLINE],
     deep: Option<KBox<Deep>>,
+    /// For maps that hash: its nodes. Touched under the map's lock.
+    chain: Option<Chain>,
     /// Set by the first `free`. Written under the map's lock.
     freed: AtomicBool,
     lists: SpinLock<Users<T>>,
@@ -94,11 +97,12 @@ impl Numbers {
 
 impl<T: Member> Pid<T> {
     #[inline(always)]
-    pub(crate) fn new(ns: KArc<PidNamespace<T>>, numbers: Numbers) -> Self {
+    pub(crate) fn new(ns: KArc<PidNamespace<T>>, numbers: Numbers, chain: Option<Chain>) -> Self {
         Pid {
             ns,
             inline: [const { AtomicU32::new(0) }; INLINE],
             deep: numbers.0,
+            chain,
             freed: AtomicBool::new(false),
             lists: SpinLock::new(
                 Users {
@@ -161,6 +165,12 @@ impl<T: Member> Pid<T> {
     #[inline]
     pub fn is_child_reaper(&self) -> bool {
         self.vnr() == 1
+    }
+
+    /// The nodes of a map that hashes.
+    #[inline]
+    pub(crate) fn chain(&self) -> Option<&Chain> {
+        self.chain.as_ref()
     }
 
     /// True for the first caller only. Context: the map's lock held.

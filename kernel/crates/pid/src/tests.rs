@@ -11,11 +11,24 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::vec::Vec;
 
-struct Task(u32);
+pub(crate) struct Task(u32);
 slab::object!(Task, "test_task", links = 2);
 
-type Ns = KArc<PidNamespace<Task>>;
-type P = KArc<Pid<Task>>;
+pub(crate) type Ns = KArc<PidNamespace<Task>>;
+pub(crate) type P = KArc<Pid<Task>>;
+
+/// A test has planted its bug: a level is shown before the others have numbers.
+pub(crate) static PLANTED: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn is_planted() -> bool {
+    PLANTED.load(Relaxed)
+}
+
+/// Tests share CPUs, and one plants a bug: one at a time.
+pub(crate) fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(|e| e.into_inner())
+}
 
 /// `pid_max` of the root depends on the number of CPUs: all tests boot the same machine.
 fn boot() {
@@ -24,16 +37,17 @@ fn boot() {
 
 fn order_of(kind: PidMapKind) -> Order {
     match kind {
-        PidMapKind::Idr => Order::Cyclic,
+        PidMapKind::Sharded => Order::Any,
+        _ => Order::Cyclic,
     }
 }
 
-fn task(n: u32) -> KArc<Task> {
+pub(crate) fn task(n: u32) -> KArc<Task> {
     KArc::new(Task(n)).unwrap()
 }
 
 /// The pid's numbers, leaf first.
-fn numbers(pid: &Pid<Task>) -> Vec<u32> {
+pub(crate) fn numbers(pid: &Pid<Task>) -> Vec<u32> {
     (0..=pid.level())
         .rev()
         .map(|level| pid.nr_at(level))
@@ -41,9 +55,9 @@ fn numbers(pid: &Pid<Task>) -> Vec<u32> {
 }
 
 /// A root with pid 1 and a child reaper.
-fn root_with_init() -> (Ns, P) {
+pub(crate) fn root_with_init(kind: PidMapKind) -> (Ns, P) {
     boot();
-    let ns = PidNamespace::new_root(PidMapKind::default()).unwrap();
+    let ns = PidNamespace::new_root(kind).unwrap();
     let init = alloc_pid(&ns).unwrap();
     ns.set_child_reaper(Some(task(1)));
     (ns, init)
@@ -54,6 +68,8 @@ enum Op {
     /// A namespace below one of the existing.
     Nest(usize),
     Alloc(usize),
+    /// The operations that follow run on another CPU.
+    Cpu(usize),
     /// Where, what numbers, and the level at which the caller lacks the capability.
     SetTid(usize, Vec<i32>, u32),
     Free(usize),
@@ -71,6 +87,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => any::<usize>().prop_map(Op::Nest),
         16 => any::<usize>().prop_map(Op::Alloc),
+        2 => (0usize..4).prop_map(Op::Cpu),
         4 => (any::<usize>(), prop::collection::vec(tid, 0..4), 0u32..12)
             .prop_map(|(ns, tids, level)| Op::SetTid(ns, tids, level)),
         10 => any::<usize>().prop_map(Op::Free),
@@ -130,6 +147,7 @@ impl Pair {
                     }
                 }
             }
+            Op::Cpu(cpu) => ksync::arch::host::set_cpu(cpu),
             Op::Alloc(ns) => self.alloc(ns % n, &[], u32::MAX),
             Op::SetTid(ns, tids, level) => self.alloc(ns % n, &tids, level),
             Op::Free(pick) => {
@@ -150,6 +168,7 @@ impl Pair {
             }
             Op::Stop(ns) => {
                 self.ns[ns % n].disable_allocation();
+                ksync::arch::host::set_cpu(0);
                 self.model.namespaces[ns % n].adding = false;
             }
             Op::Max(ns, max) => {
@@ -223,6 +242,7 @@ proptest! {
 
     #[test]
     fn histories(ops in prop::collection::vec(op(), 0..200)) {
+        let _alone = alone();
         for &kind in PidMapKind::ALL {
             let mut pair = Pair::new(kind);
             for op in &ops {
@@ -250,10 +270,9 @@ fn every_kind_is_found_by_its_name() {
     assert_eq!(PidMapKind::from_name("no such map"), None);
 }
 
-#[test]
-fn init_can_be_tried_again() {
+fn init_can_be_tried_again(kind: PidMapKind) {
     boot();
-    let ns = PidNamespace::<Task>::new_root(PidMapKind::default()).unwrap();
+    let ns = PidNamespace::<Task>::new_root(kind).unwrap();
     for _ in 0..3 {
         let init = alloc_pid(&ns).unwrap();
         assert!(init.is_child_reaper());
@@ -266,9 +285,8 @@ fn init_can_be_tried_again() {
     }
 }
 
-#[test]
-fn numbers_wrap_behind_the_reserved_ones() {
-    let (ns, _init) = root_with_init();
+fn numbers_wrap_behind_the_reserved_ones(kind: PidMapKind) {
+    let (ns, _init) = root_with_init(kind);
     let max = ns.pid_max();
     let mut last = 1;
     for _ in 2..max {
@@ -283,9 +301,8 @@ fn numbers_wrap_behind_the_reserved_ones() {
     assert_eq!(next.nr(), RESERVED_PIDS, "2 is free too, but reserved");
 }
 
-#[test]
-fn the_cursor_must_be_past_the_reserved_numbers() {
-    let (ns, _init) = root_with_init();
+fn the_cursor_must_be_past_the_reserved_numbers(kind: PidMapKind) {
+    let (ns, _init) = root_with_init(kind);
     for nr in RESERVED_PIDS..ns.pid_max() {
         alloc_pid_with(&ns, &[nr as i32], |_| true).unwrap();
     }
@@ -306,9 +323,8 @@ fn the_cursor_must_be_past_the_reserved_numbers() {
     assert_eq!(alloc_pid(&ns).err(), Some(PidError::Exhausted));
 }
 
-#[test]
-fn the_last_namespace_is_32_deep() {
-    let mut pair = Pair::new(PidMapKind::default());
+fn the_last_namespace_is_32_deep(kind: PidMapKind) {
+    let mut pair = Pair::new(kind);
     for level in 0..MAX_PID_NS_LEVEL as usize {
         pair.apply(Op::Nest(level));
         assert_eq!(pair.ns.len(), level + 2);
@@ -330,12 +346,11 @@ fn the_last_namespace_is_32_deep() {
 
 /// Each allocation of an `alloc_pid` fails in turn, at depths with and without a box for numbers:
 /// ENOMEM or success, and counts as before.
-#[test]
-fn every_allocation_may_fail() {
+fn every_allocation_may_fail(kind: PidMapKind) {
     for depth in [0usize, 1, 3, 4, 7] {
         let mut failed = 0;
         for nth in 1u32.. {
-            let mut pair = Pair::new(PidMapKind::default());
+            let mut pair = Pair::new(kind);
             for level in 0..depth {
                 pair.apply(Op::Nest(level));
             }
@@ -373,9 +388,8 @@ fn every_allocation_may_fail() {
     }
 }
 
-#[test]
-fn the_last_user_frees() {
-    let (ns, _init) = root_with_init();
+fn the_last_user_frees(kind: PidMapKind) {
+    let (ns, _init) = root_with_init(kind);
     let pid = alloc_pid(&ns).unwrap();
     let (a, b) = (task(1), task(2));
     assert_eq!(pid.attach(PidType::Pid, a.clone()), Ok(()));
@@ -407,9 +421,8 @@ fn the_last_user_frees() {
     assert!(find_pid_ns(pid.nr(), &ns).is_none());
 }
 
-#[test]
-fn a_dying_init_waits_for_the_others() {
-    let (root, _init) = root_with_init();
+fn a_dying_init_waits_for_the_others(kind: PidMapKind) {
+    let (root, _init) = root_with_init(kind);
     let ns = PidNamespace::new_child(&root).unwrap();
     let init = alloc_pid(&ns).unwrap();
     ns.set_child_reaper(Some(task(1)));
@@ -490,9 +503,8 @@ fn storm_reader(cpu: usize, root: &Ns, leaf: &Ns, finished: &AtomicBool) {
 }
 
 /// Threads allocate and free in two namespaces with a common parent, others look up.
-#[test]
-fn storm() {
-    let (root, init) = root_with_init();
+fn storm(kind: PidMapKind) {
+    let (root, init) = root_with_init(kind);
     root.set_pid_max(PID_MAX_LIMIT).unwrap();
     let leaves: Vec<Ns> = (0..2)
         .map(|_| PidNamespace::new_child(&root).unwrap())
@@ -525,9 +537,8 @@ fn storm() {
 }
 
 /// INV-PID-6: once `disable_allocation` has returned, the count only falls.
-#[test]
-fn nothing_appears_after_a_stop() {
-    let (root, _init) = root_with_init();
+fn nothing_appears_after_a_stop(kind: PidMapKind) {
+    let (root, _init) = root_with_init(kind);
     root.set_pid_max(PID_MAX_LIMIT).unwrap();
     for _ in 0..50 {
         let ns = PidNamespace::new_child(&root).unwrap();
@@ -562,4 +573,31 @@ fn nothing_appears_after_a_stop() {
         drop(ns.set_child_reaper(None));
         rcu::process_callbacks();
     }
+}
+
+/// One test per rule, which tries it on every kind.
+macro_rules! for_every_kind {
+    ($($rule:ident)*) => {
+        mod every_kind {
+            $(#[test]
+            fn $rule() {
+                let _alone = super::alone();
+                for &kind in super::PidMapKind::ALL {
+                    std::println!("{}", kind.name());
+                    super::$rule(kind);
+                }
+            })*
+        }
+    };
+}
+for_every_kind! {
+    init_can_be_tried_again
+    numbers_wrap_behind_the_reserved_ones
+    the_cursor_must_be_past_the_reserved_numbers
+    the_last_namespace_is_32_deep
+    every_allocation_may_fail
+    the_last_user_frees
+    a_dying_init_waits_for_the_others
+    nothing_appears_after_a_stop
+    storm
 }

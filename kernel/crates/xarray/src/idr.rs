@@ -86,6 +86,14 @@ pub struct AllocRange {
     pub max: u32,
 }
 
+/// Which lock guards a map.
+enum LockRef {
+    /// One for several maps.
+    Shared(&'static IdrLock),
+    /// The map's own.
+    Own(IdrLock),
+}
+
 /// A map from numbers to `T`s, guarded by an [`IdrLock`], read under RCU.
 ///
 /// # Invariants
@@ -94,7 +102,7 @@ pub struct Idr<T: Object> {
     tree: Tree,
     /// One more than the number given out last. Written under the lock.
     cursor: AtomicU32,
-    lock: &'static IdrLock,
+    lock: LockRef,
     owns: PhantomData<KArc<T>>,
 }
 
@@ -113,15 +121,29 @@ impl<T: Object> Idr<T> {
         Idr {
             tree: Tree::new(),
             cursor: AtomicU32::new(0),
-            lock,
+            lock: LockRef::Shared(lock),
+            owns: PhantomData,
+        }
+    }
+
+    /// An empty map with a lock of its own, counted under `class`; no memory.
+    pub const fn with_own_lock(class: &'static LockClass) -> Self {
+        let () = Self::READERS_ARE_SAFE;
+        Idr {
+            tree: Tree::new(),
+            cursor: AtomicU32::new(0),
+            lock: LockRef::Own(IdrLock::new(class)),
             owns: PhantomData,
         }
     }
 
     /// The lock that guards this map.
     #[inline(always)]
-    pub fn lock(&self) -> &'static IdrLock {
-        self.lock
+    pub fn lock(&self) -> &IdrLock {
+        match &self.lock {
+            LockRef::Shared(lock) => lock,
+            LockRef::Own(lock) => lock,
+        }
     }
 
     /// Whether no number is taken.
@@ -158,7 +180,7 @@ impl<T: Object> Idr<T> {
     #[inline(always)]
     fn check(&self, guard: &IdrGuard<'_>) {
         assert!(
-            core::ptr::eq(guard.owner, self.lock),
+            core::ptr::eq(guard.owner, self.lock()),
             "guard of another lock"
         );
     }
@@ -320,6 +342,18 @@ impl<T: Object> Reserved<'_, T> {
         // makes the object's contents visible with it (INV-IDR-3).
         unsafe { self.slot.node.as_ref() }
             .set_slot(self.slot.offset, KArc::into_raw(object).as_ptr().cast());
+    }
+
+    /// [`publish`](Self::publish) by a walk from the top, as an API without tokens has to.
+    #[inline]
+    pub fn publish_by_walk(self, guard: &mut IdrGuard<'_>, object: KArc<T>) {
+        self.idr.check(guard);
+        // SAFETY: the lock is held: the only writer.
+        let slot = unsafe { self.idr.tree.slot(u64::from(self.id)) };
+        let slot = slot.expect("INV-IDR-2: the word keeps its node");
+        // SAFETY: a node of the tree; the rest as in `publish`.
+        let node = unsafe { slot.node.as_ref() };
+        node.set_slot(slot.offset, KArc::into_raw(object).as_ptr().cast());
     }
 
     /// Frees the number.

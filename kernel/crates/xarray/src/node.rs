@@ -12,13 +12,13 @@
 //! - INV-XA-2 (free bitmap): bit i is set if and only if slot i is empty, or leads to a node that
 //!   has a set bit.
 //! - INV-XA-3 (count): `count` is the number of slots that are not null; a node in a tree has
-//!   `count > 0`.
+//!   `count > 0`. Bottom nodes of a `LeaseMap` differ, see `leased`.
 //! - INV-XA-4 (last words): a node that readers may have reached is freed only after a grace period,
 //!   and keeps its slots until then.
 
 use core::mem::offset_of;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering::*};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64, Ordering::*};
 use ksync::rcu::{self, RcuHead};
 use slab::{AllocError, CacheFlags, Gfp, KmemCache};
 
@@ -43,7 +43,7 @@ pub(crate) struct Node {
     /// The slot of `parent` that leads here.
     pub offset: AtomicU8,
     /// INV-XA-3.
-    pub count: AtomicU8,
+    pub count: AtomicU16,
 }
 
 const _: () = assert!(size_of::<Node>() <= 560);
@@ -106,12 +106,12 @@ impl Node {
     }
 
     #[inline(always)]
-    pub fn count(&self) -> u8 {
+    pub fn count(&self) -> u16 {
         self.count.load(Relaxed)
     }
 
     #[inline(always)]
-    pub fn set_count(&self, n: u8) {
+    pub fn set_count(&self, n: u16) {
         self.count.store(n, Relaxed);
     }
 
@@ -152,7 +152,7 @@ fn alloc_node() -> Result<NonNull<Node>, AllocError> {
         (&raw mut (*p).rcu).write(RcuHead::new());
         (&raw mut (*p).shift).write(AtomicU8::new(0));
         (&raw mut (*p).offset).write(AtomicU8::new(0));
-        (&raw mut (*p).count).write(AtomicU8::new(0));
+        (&raw mut (*p).count).write(AtomicU16::new(0));
     }
     Ok(node)
 }

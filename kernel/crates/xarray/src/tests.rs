@@ -306,3 +306,195 @@ fn readers_beside_a_writer() {
 fn setup() {
     page_alloc::host::init(&[8192, 8192]);
 }
+
+// --- LeaseMap ----------------------------------------------------------------------------------
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static PLANTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether a test has planted its bug: a number is taken by a load and a store.
+pub(crate) fn is_planted() -> bool {
+    PLANTED.load(Ordering::Relaxed)
+}
+
+const RANGE: LeaseRange = LeaseRange {
+    limit: 200,
+    reserved: 10,
+};
+
+fn claim<'m>(map: &'m LeaseMap<Thing>, range: LeaseRange) -> Result<Claim<'m, Thing>, SlowError> {
+    let here = rcu::read_lock();
+    if let Some(claim) = map.claim(range.limit, &here) {
+        return Ok(claim);
+    }
+    drop(here);
+    map.claim_slow(range)
+}
+
+/// Random steps on four CPUs against a set; at the end everything goes.
+#[test]
+fn leases_against_a_set() {
+    let _alone = alone();
+    let step = (0usize..4, 0u32..8, 0u32..220);
+    proptest!(ProptestConfig::with_cases(64), |(steps in prop::collection::vec(step, 0..600), split: bool)| {
+        let map = LeaseMap::<Thing>::new(lock_class!("test_lease"));
+        if split {
+            map.split().unwrap();
+        }
+        let mut model: BTreeMap<u32, KArc<Thing>> = BTreeMap::new();
+        for (cpu, what, nr) in steps {
+            ksync::arch::host::run_on(cpu, || match what {
+                0..5 => match claim(&map, RANGE) {
+                    Ok(claim) => {
+                        let id = claim.id();
+                        assert!((1..RANGE.limit).contains(&id) && !model.contains_key(&id), "INV-LEASE-1");
+                        assert!(map.get(id).is_none(), "not before it is published");
+                        let thing = KArc::new(Thing(u64::from(id))).unwrap();
+                        claim.publish(thing.clone());
+                        model.insert(id, thing);
+                    }
+                    Err(e) => {
+                        assert_eq!(e, SlowError::Full);
+                        assert!((RANGE.reserved..RANGE.limit).all(|id| model.contains_key(&id)));
+                    }
+                },
+                5 => match map.claim_at(nr) {
+                    Ok(claim) => {
+                        assert!(!model.contains_key(&nr));
+                        claim.cancel();
+                    }
+                    Err(e) => assert!(e == SlowError::Taken && model.contains_key(&nr)),
+                },
+                _ => {
+                    let next = model.range(nr..).next().map(|(&id, _)| id);
+                    assert_eq!(map.next(nr).map(|(id, _)| id), next);
+                    if let Some(thing) = next.and_then(|id| model.remove(&id)) {
+                        let here = rcu::read_lock();
+                        assert!(map.remove(thing.0 as u32, &thing, &here).is_some());
+                        assert!(map.remove(thing.0 as u32, &thing, &here).is_none());
+                    }
+                }
+            });
+            assert_eq!(map.check_invariants().0, model.len());
+        }
+        drop(map);
+        for thing in model.values() {
+            assert_eq!(KArc::refcount(thing), 1);
+        }
+    });
+    rcu::barrier();
+}
+
+/// Three CPUs claim and give back in every order that a seed finds, in a map so small that leases overlap.
+fn overlapping_leases() -> Vec<ksync::arch::explore::Body> {
+    use std::sync::Arc;
+    let map = Arc::new(LeaseMap::<Thing>::new(lock_class!("test_lease")));
+    map.split().unwrap();
+    let taken: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let body = |cpu: usize| -> ksync::arch::explore::Body {
+        let (map, taken) = (map.clone(), taken.clone());
+        std::boxed::Box::new(move || {
+            ksync::arch::host::set_cpu(cpu);
+            let range = LeaseRange {
+                limit: 8,
+                reserved: 1,
+            };
+            for _ in 0..3 {
+                let Ok(claim) = claim(&map, range) else {
+                    continue;
+                };
+                let id = claim.id();
+                {
+                    let mut taken = taken.lock().unwrap();
+                    assert!(!taken.contains(&id), "INV-LEASE-1");
+                    taken.push(id);
+                }
+                let thing = KArc::new(Thing(u64::from(id))).unwrap();
+                claim.publish(thing.clone());
+                ksync::arch::interleave();
+                taken.lock().unwrap().retain(|&other| other != id);
+                let here = rcu::read_lock();
+                assert!(map.remove(id, &thing, &here).is_some());
+            }
+        })
+    };
+    (1..4).map(body).collect()
+}
+
+#[test]
+fn explored_claims() {
+    let _alone = alone();
+    ksync::arch::explore::explore(0..200, overlapping_leases);
+    rcu::barrier();
+}
+
+#[test]
+fn a_claim_that_is_a_load_and_a_store_is_caught() {
+    let _alone = alone();
+    PLANTED.store(true, Ordering::Relaxed);
+    let found = ksync::arch::explore::find_failure(0..200, overlapping_leases);
+    PLANTED.store(false, Ordering::Relaxed);
+    assert!(found.is_some(), "the lost update went unnoticed");
+}
+
+// --- bitmap and hash ---------------------------------------------------------------------------
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn bitmap_against_a_set(steps in prop::collection::vec((0u32..4, 0u32..256, 0u32..256), 0..300)) {
+        setup();
+        let bits = PagedBitmap::<4, 1>::new().unwrap();
+        let mut model = std::collections::BTreeSet::new();
+        for (what, a, b) in steps {
+            match what {
+                0 => {
+                    let want = (a..b).find(|nr| !model.contains(nr));
+                    assert_eq!(bits.take_from(a, b), Ok(want));
+                    model.extend(want);
+                }
+                1 => assert_eq!(bits.take(a), Ok(model.insert(a))),
+                2 if model.remove(&a) => bits.put(a),
+                _ => assert_eq!(bits.next_set(a), model.range(a..).next().copied()),
+            }
+            assert_eq!(bits.check_invariants().0, model.len());
+        }
+    }
+}
+
+#[test]
+fn hash_chains() {
+    setup();
+    let table = HashTable::<Thing>::new(lock_class!("test_hash")).unwrap();
+    let things: Vec<_> = (0..5000u64).map(|n| KArc::new(Thing(n)).unwrap()).collect();
+    let chains: Vec<_> = things.iter().map(|_| Chain::new(2).unwrap()).collect();
+    for (thing, chain) in things.iter().zip(&chains) {
+        let mut guard = table.lock();
+        guard.insert(chain, 0, 64, thing.0 as u32, thing.clone());
+        guard.insert(chain, 1, 128, 7 * thing.0 as u32, thing.clone());
+    }
+    for (at, thing) in things.iter().enumerate() {
+        assert!(
+            table
+                .find(64, at as u32)
+                .is_some_and(|t| KArc::ptr_eq(&t, thing))
+        );
+        assert!(
+            table
+                .find(128, 7 * at as u32)
+                .is_some_and(|t| KArc::ptr_eq(&t, thing))
+        );
+    }
+    assert!(table.find(64, 5000).is_none() && table.find(128, 1).is_none());
+    for chain in &chains[..2500] {
+        let mut guard = table.lock();
+        assert!(guard.remove(chain, 0).is_some());
+        assert!(guard.remove(chain, 0).is_none());
+        drop(guard.remove(chain, 1));
+    }
+    assert!(table.find(64, 2499).is_none() && table.find(64, 2500).is_some());
+    drop(table);
+    assert!(things.iter().all(|thing| KArc::refcount(thing) == 1));
+}

@@ -492,6 +492,15 @@ impl Tree {
         }
     }
 
+    /// Writer. Takes a bottom node out, whatever its slots, with the ancestors that become empty.
+    ///
+    /// # Safety
+    /// INV-XA-5; the node is in this tree. `Retire::Now` only without readers.
+    pub unsafe fn unlink_bottom(&self, node: NonNull<Node>, retire: Retire) {
+        // SAFETY: passed on.
+        unsafe { self.remove_empty(node, retire) }
+    }
+
     #[cold]
     unsafe fn remove_empty(&self, mut node: NonNull<Node>, retire: Retire) {
         // SAFETY: the writer's nodes; each is unlinked before it is retired.

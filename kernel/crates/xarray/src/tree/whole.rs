@@ -31,6 +31,28 @@ impl Tree {
         }
     }
 
+    /// Gives each bottom node to `f`; returns how many nodes there are in all. The writer.
+    ///
+    /// # Safety
+    /// INV-XA-5.
+    pub unsafe fn for_each_bottom(&self, mut f: impl FnMut(NonNull<Node>)) -> usize {
+        unsafe fn walk(node: NonNull<Node>, f: &mut impl FnMut(NonNull<Node>)) -> usize {
+            // SAFETY: the writer's nodes.
+            let n = unsafe { r(node) };
+            if n.shift() == 0 {
+                f(node);
+                return 1;
+            }
+            let children = (0..SLOTS).filter_map(|o| NonNull::new(n.child(o)));
+            // SAFETY: as above.
+            1 + children
+                .map(|child| unsafe { walk(child, f) })
+                .sum::<usize>()
+        }
+        // SAFETY: as above.
+        self.root().map_or(0, |root| unsafe { walk(root, &mut f) })
+    }
+
     /// Panics unless INV-XA-2 and INV-XA-3 hold. Returns (words, nodes). For tests; the writer.
     ///
     /// # Safety
@@ -45,7 +67,7 @@ impl Tree {
             for o in 0..SLOTS {
                 let p = n.slot(o);
                 let mut free = p.is_null();
-                count += u8::from(!free);
+                count += u16::from(!free);
                 if n.shift() == 0 {
                     words += usize::from(!free);
                 } else if let Some(child) = NonNull::new(p.cast::<Node>()) {

@@ -1,0 +1,584 @@
+//! `LeaseMap<T>`: numbers to counted objects, given out without a write that CPUs share.
+//!
+//! Problem. One cursor and one lock per map are two cache lines that every CPU that takes a number
+//! must own in turn. Yet a number must never be given out twice, must not come back soon, and the
+//! map must say "full" only when it is.
+//!
+//! Mechanism. Each CPU *leases* a run of up to 64 numbers, one bottom node of the tree, and hands
+//! them out in order; only the next lease moves the map's common cursor, under its lock.
+//!
+//! ```text
+//!   CPU 0: lease 64..128, at 70 ──┐        CPU 1: lease 128..192, at 131 ──┐
+//!   node 64..128   [####.#        ]        node 128..192  [###             ]   cursor: 192
+//! ```
+//!
+//! A lease is a habit, not a right. The right to a number is its slot: null is free, and the one
+//! compare-and-swap from null takes it. So whoever needs one certain number, or finds no unleased
+//! one, takes it out of another CPU's lease, without asking.
+//!
+//! A node counts what keeps it: slots that are taken, and numbers leased and not yet reached. The
+//! last one out unlinks it, under the lock. A small map begins with one lease for all CPUs, used
+//! under the lock, and gets one per CPU with its first further lease.
+//!
+//! Reuse. A number that is given back is given out again only after the cursor has gone round: after
+//! every lease of the range has been offered once. A chosen number may come back at any time.
+//!
+//! Lock order: `lease_map` is a leaf; RCU callbacks may be queued under it.
+//!
+//! Invariants
+//! - INV-LEASE-1 (one owner): a slot goes from null to not null by one compare-and-swap; whoever made
+//!   it owns the number until it stores null. Hence no number is given out twice, whatever leases say.
+//! - INV-LEASE-2 (kept nodes): `count` of a bottom node is the number of its slots that are not null
+//!   plus the numbers that leases of it have not reached. It rises from 0 only under the lock; a
+//!   node is unlinked only under the lock, with `count` 0. A [`Claim`] or a lease so keeps its node.
+//! - INV-LEASE-3 (own CPU): a CPU's lease is touched by that CPU with preemption off; the common
+//!   one, used until `split`, under the lock.
+//! - INV-LEASE-4 (references): a visible word is `KArc::into_raw` of a reference the map owns; the word
+//!   is cleared before the reference is given up.
+
+use crate::NeedNodes;
+use crate::idr::IdrError;
+use crate::node::{Node, Preload, SHIFT, SLOTS};
+use crate::tree::{RESERVED, Retire, SlotRef, Tree};
+use core::cell::UnsafeCell;
+use core::marker::PhantomData;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering::*};
+use ksync::rcu::{self, RcuGuard};
+use ksync::{LockClass, SpinLock};
+use percpu::PerCpu;
+use slab::{AllocError, KArc, Object};
+
+/// A run of numbers that one CPU hands out. Atomics only for a shared view: see INV-LEASE-3.
+struct Lease {
+    node: AtomicPtr<Node>,
+    at: AtomicU32,
+    end: AtomicU32,
+    /// What this CPU has counted.
+    count: AtomicI32,
+}
+
+impl Lease {
+    const fn none() -> Self {
+        Lease {
+            node: AtomicPtr::new(ptr::null_mut()),
+            at: AtomicU32::new(0),
+            end: AtomicU32::new(0),
+            count: AtomicI32::new(0),
+        }
+    }
+}
+
+/// Where a number may lie, and where the search wraps to.
+#[derive(Copy, Clone, Debug)]
+pub struct LeaseRange {
+    /// One more than the greatest number.
+    pub limit: u32,
+    /// Numbers below are given out only until the cursor has passed them; no lease spans it.
+    pub reserved: u32,
+}
+
+/// A map from numbers to `T`s that CPUs take numbers from without meeting.
+///
+/// # Invariants
+/// INV-LEASE-1..4.
+pub struct LeaseMap<T: Object> {
+    tree: Tree,
+    /// Set once, when `leases` has been filled in.
+    split: AtomicBool,
+    leases: UnsafeCell<Option<PerCpu<Lease>>>,
+    common: Lease,
+    /// Where the next lease begins. Written under `lock`.
+    cursor: AtomicU32,
+    lock: SpinLock<()>,
+    owns: PhantomData<KArc<T>>,
+}
+
+// SAFETY: a set of KArc<T> (INV-LEASE-4) and a tree whose shape changes under its lock only.
+unsafe impl<T: Object + Send + Sync> Send for LeaseMap<T> {}
+// SAFETY: as above; `leases` is written once, under the lock, before `split` is set with Release.
+unsafe impl<T: Object + Send + Sync> Sync for LeaseMap<T> {}
+
+/// The smallest number of an automatic choice: 0 is nobody's.
+const FIRST: u32 = 1;
+
+impl<T: Object> LeaseMap<T> {
+    const READERS_ARE_SAFE: () = assert!(T::RCU_FREE, "objects in a LeaseMap must be RCU_FREE");
+
+    /// An empty map; no memory.
+    pub const fn new(class: &'static LockClass) -> Self {
+        let () = Self::READERS_ARE_SAFE;
+        LeaseMap {
+            tree: Tree::new(),
+            split: AtomicBool::new(false),
+            leases: UnsafeCell::new(None),
+            common: Lease::none(),
+            cursor: AtomicU32::new(FIRST),
+            lock: SpinLock::new((), class),
+            owns: PhantomData,
+        }
+    }
+
+    /// Gives every CPU a lease of its own from now on. Not in hard IRQs.
+    pub fn split(&self) -> Result<(), AllocError> {
+        let fresh = PerCpu::new(|_| Lease::none()).map_err(|_| AllocError)?;
+        let held = self.lock.lock();
+        if self.split.load(Relaxed) {
+            drop(held);
+            drop(fresh);
+            return Ok(());
+        }
+        // SAFETY: not yet set, so nobody reads it; the lock keeps other writers out.
+        unsafe { *self.leases.get() = Some(fresh) };
+        self.end_lease(&self.common);
+        self.split.store(true, Release);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn leases(&self) -> Option<&PerCpu<Lease>> {
+        if !self.split.load(Acquire) {
+            return None;
+        }
+        // SAFETY: written before `split` was set, never since.
+        unsafe { (*self.leases.get()).as_ref() }
+    }
+
+    /// Whether each CPU has a lease of its own.
+    pub fn is_split(&self) -> bool {
+        self.split.load(Relaxed)
+    }
+
+    /// Takes the next number below `limit` of this CPU's lease. None: the lease is used up, or another has taken that
+    /// number meanwhile: [`LeaseMap::claim_slow`]. No lock, no memory, no shared write.
+    #[inline(always)]
+    pub fn claim<'m>(&'m self, limit: u32, here: &RcuGuard) -> Option<Claim<'m, T>> {
+        let lease = self.leases()?.this_cpu(here);
+        let at = lease.at.load(Relaxed);
+        if at >= lease.end.load(Relaxed) || at >= limit {
+            return None;
+        }
+        match self.take_next(lease, at) {
+            Ok(claim) => Some(claim),
+            Err(node) => {
+                self.let_go(node, at);
+                None
+            }
+        }
+    }
+
+    /// Takes `at`, the next number of a lease that has one. Err: somebody has it; the lease no longer keeps the node for
+    /// it, and the caller sees to that.
+    #[inline(always)]
+    fn take_next(&self, lease: &Lease, at: u32) -> Result<Claim<'_, T>, NonNull<Node>> {
+        // SAFETY: the lease has numbers left, so it keeps its node (INV-LEASE-2).
+        let node = unsafe { NonNull::new_unchecked(lease.node.load(Relaxed)) };
+        lease.at.store(at + 1, Relaxed);
+        let slot = SlotRef {
+            node,
+            offset: at as usize % SLOTS,
+        };
+        // INVARIANT: INV-LEASE-2: what counted as leased counts as taken.
+        if self.try_take(slot) {
+            return Ok(Claim {
+                map: self,
+                id: at,
+                slot,
+            });
+        }
+        Err(node)
+    }
+
+    /// [`take_next`](Self::take_next) until it has one or the lease is used up. The lock is held.
+    fn take_any(&self, lease: &Lease, limit: u32) -> Option<Claim<'_, T>> {
+        loop {
+            let at = lease.at.load(Relaxed);
+            if at >= lease.end.load(Relaxed) || at >= limit {
+                return None;
+            }
+            match self.take_next(lease, at) {
+                Ok(claim) => return Some(claim),
+                Err(node) => {
+                    // SAFETY: the share of the number that was lost keeps the node until now (INV-LEASE-2).
+                    unsafe { node.as_ref() }.count.fetch_sub(1, AcqRel);
+                    self.reap_if_unused(node);
+                }
+            }
+        }
+    }
+
+    /// INV-LEASE-1: the one way from null.
+    #[inline(always)]
+    fn try_take(&self, slot: SlotRef) -> bool {
+        // SAFETY: the caller keeps the node.
+        let word = unsafe { &slot.node.as_ref().slots[slot.offset % SLOTS] };
+        ksync::arch::interleave();
+        #[cfg(test)]
+        if crate::tests::is_planted() {
+            let free = word.load(Acquire).is_null();
+            ksync::arch::interleave();
+            if free {
+                word.store(RESERVED, Release);
+            }
+            return free;
+        }
+        word.compare_exchange(ptr::null_mut(), RESERVED, Acquire, Relaxed)
+            .is_ok()
+    }
+
+    /// Takes a number when [`LeaseMap::claim`] could not: from the next lease, or, with every lease of the range
+    /// seen, from whoever's it is. `Full`: each number in the range was taken at some moment of the call.
+    /// Preemption on: may allocate, without the lock.
+    #[cold]
+    #[inline(never)]
+    pub fn claim_slow(&self, range: LeaseRange) -> Result<Claim<'_, T>, SlowError> {
+        let mut spare = Preload::new();
+        if !self.split.load(Relaxed) && self.cursor.load(Relaxed) as usize > SLOTS {
+            // More than one lease's worth of users: worth a lease per CPU. Without memory it stays as it is.
+            let _ = self.split();
+        }
+        loop {
+            let found = {
+                let held = self.lock.lock();
+                match self.leases() {
+                    None => self.renew(&self.common, range, &mut spare),
+                    Some(leases) => self.renew(leases.this_cpu(&held), range, &mut spare),
+                }
+            };
+            match found {
+                Ok(claim) => return Ok(claim),
+                Err(IdrError::NeedNodes(nr)) => spare.fill(nr).map_err(|_| SlowError::NoMemory)?,
+                Err(_) => return Err(SlowError::Full),
+            }
+        }
+    }
+
+    /// Takes a number of `lease`, which begins anew if it must. The lock is held.
+    fn renew(
+        &self,
+        lease: &Lease,
+        range: LeaseRange,
+        spare: &mut Preload,
+    ) -> Result<Claim<'_, T>, IdrError> {
+        if let Some(claim) = self.take_any(lease, range.limit) {
+            return Ok(claim);
+        }
+        self.end_lease(lease);
+        let cursor = self.cursor.load(Relaxed);
+        let min = if cursor > range.reserved {
+            range.reserved
+        } else {
+            FIRST
+        };
+        // From the cursor to the end, then once all over from the minimum.
+        let mut start = cursor.max(min);
+        let mut wrapped = false;
+        loop {
+            if start >= range.limit {
+                if wrapped {
+                    return Err(IdrError::Full);
+                }
+                wrapped = true;
+                start = min;
+                continue;
+            }
+            let mut end = (start | (SLOTS as u32 - 1))
+                .saturating_add(1)
+                .min(range.limit);
+            if start < range.reserved {
+                end = end.min(range.reserved);
+            }
+            if let Some(claim) = self.begin_lease(lease, start, end, spare)? {
+                return Ok(claim);
+            }
+            start = end;
+        }
+    }
+
+    /// Leases what is free of `start..end`, numbers of one node, to `lease`, and takes the first. None: nothing is free.
+    /// The lock is held.
+    fn begin_lease(
+        &self,
+        lease: &Lease,
+        start: u32,
+        end: u32,
+        spare: &mut Preload,
+    ) -> Result<Option<Claim<'_, T>>, NeedNodes> {
+        let node = self.node_for(start, spare)?;
+        // SAFETY: a node of the tree; the lock is held, so it stays (INV-LEASE-2).
+        let n = unsafe { node.as_ref() };
+        let free = (start..end).find(|&nr| n.slot(nr as usize % SLOTS).is_null());
+        let Some(first) = free else {
+            self.reap_if_unused(node);
+            return Ok(None);
+        };
+        // INVARIANT: INV-LEASE-2: under the lock.
+        n.count.fetch_add((end - first) as u16, Relaxed);
+        lease.node.store(node.as_ptr(), Relaxed);
+        lease.at.store(first, Relaxed);
+        lease.end.store(end, Relaxed);
+        self.cursor.store(end, Relaxed);
+        // Another CPU whose lease this was may be quicker: then the next ones.
+        Ok(self.take_any(lease, end))
+    }
+
+    /// Gives back what a lease has not reached. The lock is held; the lease is the caller's.
+    fn end_lease(&self, lease: &Lease) {
+        let (at, end) = (lease.at.load(Relaxed), lease.end.load(Relaxed));
+        if at < end {
+            lease.end.store(at, Relaxed);
+            // SAFETY: the lease has numbers left, so it keeps its node (INV-LEASE-2).
+            let node = unsafe { NonNull::new_unchecked(lease.node.load(Relaxed)) };
+            // SAFETY: as above.
+            unsafe { node.as_ref() }
+                .count
+                .fetch_sub((end - at) as u16, AcqRel);
+            self.reap_if_unused(node);
+        }
+    }
+
+    /// The bottom node of `id`, made if need be. The lock is held.
+    fn node_for(&self, id: u32, spare: &mut Preload) -> Result<NonNull<Node>, NeedNodes> {
+        // SAFETY: the lock is held: the only one to change the shape. A new node is kept by the caller or reaped.
+        unsafe {
+            let place = self.tree.place(u64::from(id));
+            Ok(self.tree.open(place, spare)?.node)
+        }
+    }
+
+    /// Unlinks `node`, which is linked, if nothing keeps it. The lock is held.
+    fn reap_if_unused(&self, node: NonNull<Node>) {
+        // SAFETY: the lock is held: the shape is ours, and the node is in the tree.
+        unsafe {
+            if node.as_ref().count() == 0 {
+                self.tree.unlink_bottom(node, Retire::Rcu);
+            }
+        }
+    }
+
+    /// One reason less to keep `node`, which holds the slot of `id`.
+    #[inline(always)]
+    fn let_go(&self, node: NonNull<Node>, id: u32) {
+        // The node may be unlinked and freed as soon as the count is 0: the section keeps the memory.
+        // SAFETY: the caller's reason, which it gives up here, keeps the node until now (INV-LEASE-2).
+        let last = unsafe { node.as_ref() }.count.fetch_sub(1, AcqRel) == 1;
+        if last {
+            self.reap(id);
+        }
+    }
+
+    /// Unlinks the node of `id` if it is there and nothing keeps it: others may have been here first.
+    #[cold]
+    #[inline(never)]
+    fn reap(&self, id: u32) {
+        let _held = self.lock.lock();
+        // SAFETY: the lock is held: the shape is ours.
+        unsafe {
+            if let Some(slot) = self.tree.slot(u64::from(id)) {
+                self.reap_if_unused(slot.node);
+            }
+        }
+    }
+
+    /// Takes exactly `id`, whoever's lease it is in. The cursor stays. Preemption on: may allocate, without the lock.
+    #[cold]
+    pub fn claim_at(&self, id: u32) -> Result<Claim<'_, T>, SlowError> {
+        let mut spare = Preload::new();
+        loop {
+            let need = {
+                let _held = self.lock.lock();
+                match self.node_for(id, &mut spare) {
+                    Ok(node) => {
+                        let slot = SlotRef {
+                            node,
+                            offset: id as usize % SLOTS,
+                        };
+                        // SAFETY: in the tree, and the lock is held. INV-LEASE-2: the claim's share, in advance.
+                        unsafe { node.as_ref() }.count.fetch_add(1, Relaxed);
+                        if self.try_take(slot) {
+                            return Ok(Claim {
+                                map: self,
+                                id,
+                                slot,
+                            });
+                        }
+                        // SAFETY: as above.
+                        unsafe { node.as_ref() }.count.fetch_sub(1, AcqRel);
+                        self.reap_if_unused(node);
+                        return Err(SlowError::Taken);
+                    }
+                    Err(NeedNodes(nr)) => nr,
+                }
+            };
+            spare.fill(need).map_err(|_| SlowError::NoMemory)?;
+        }
+    }
+
+    /// Adds `n` to this CPU's part of a count that the map keeps for its user, next to the lease. False: the map is not
+    /// split, nothing was added.
+    #[inline(always)]
+    pub fn count(&self, n: i32, here: &RcuGuard) -> bool {
+        let Some(leases) = self.leases() else {
+            return false;
+        };
+        let count = &leases.this_cpu(here).count;
+        count.store(count.load(Relaxed) + n, Relaxed);
+        true
+    }
+
+    /// The sum of what [`count`](Self::count) added; exact while nobody adds.
+    pub fn sum_counts(&self) -> i32 {
+        let sum = |leases: &PerCpu<Lease>| leases.iter().map(|l| l.count.load(Relaxed)).sum();
+        self.leases().map_or(0, sum)
+    }
+
+    /// The sum, which is 0 afterwards. While nobody adds.
+    pub fn take_counts(&self) -> i32 {
+        let take = |leases: &PerCpu<Lease>| leases.iter().map(|l| l.count.swap(0, Relaxed)).sum();
+        self.leases().map_or(0, take)
+    }
+
+    /// Starts over: the next number is the first free one from 1 up. For a map that nobody uses yet.
+    #[cold]
+    pub fn restart(&self) {
+        let held = self.lock.lock();
+        match self.leases() {
+            None => self.end_lease(&self.common),
+            Some(leases) => self.end_lease(leases.this_cpu(&held)),
+        }
+        self.cursor.store(FIRST, Relaxed);
+    }
+
+    /// Takes `object` out from under `id` and frees the number. False: something else is there. No lock unless it was
+    /// the last of its node.
+    #[inline]
+    pub fn remove(&self, id: u32, object: &KArc<T>, _here: &RcuGuard) -> Option<KArc<T>> {
+        // SAFETY: inside an RCU section.
+        let slot = unsafe { self.tree.slot(u64::from(id))? };
+        // SAFETY: as above.
+        let word = unsafe { &slot.node.as_ref().slots[slot.offset % SLOTS] };
+        let expected = KArc::as_ptr(object).cast_mut().cast::<()>();
+        ksync::arch::interleave();
+        word.compare_exchange(expected, ptr::null_mut(), AcqRel, Relaxed)
+            .ok()?;
+        self.let_go(slot.node, id);
+        // SAFETY: the word was a reference of the map and is cleared (INV-LEASE-4); it was not null.
+        Some(unsafe { KArc::from_raw(NonNull::new_unchecked(expected).cast()) })
+    }
+
+    /// A reference to the object at `id`. Lockless.
+    #[inline]
+    pub fn get(&self, id: u32) -> Option<KArc<T>> {
+        let _rcu = rcu::read_lock();
+        ksync::arch::interleave();
+        // SAFETY: inside an RCU section; the word came from `KArc::into_raw` and is cleared
+        // before its reference is given up (INV-LEASE-4); T is RCU_FREE.
+        unsafe {
+            let value = NonNull::new(self.tree.load(u64::from(id)))?;
+            KArc::try_get_rcu(value.cast())
+        }
+    }
+
+    /// The first object at or after `from`, with its number. Lockless; what comes and goes meanwhile
+    /// may or may not be seen.
+    pub fn next(&self, mut from: u32) -> Option<(u32, KArc<T>)> {
+        let _rcu = rcu::read_lock();
+        loop {
+            ksync::arch::interleave();
+            // SAFETY: as in `get`.
+            unsafe {
+                let (id, word) = self.tree.next(u64::from(from), u64::from(u32::MAX))?;
+                if let Some(object) = KArc::try_get_rcu(NonNull::new_unchecked(word.cast())) {
+                    return Some((id as u32, object));
+                }
+                from = (id as u32).checked_add(1)?;
+            }
+        }
+    }
+
+    /// Panics on a broken invariant; returns (numbers taken, nodes). For tests, with nobody else around.
+    pub fn check_invariants(&self) -> (usize, usize) {
+        let _held = self.lock.lock();
+        let mut leased = unreached(&self.common);
+        if let Some(leases) = self.leases() {
+            leased += leases.iter().map(unreached).sum::<usize>();
+        }
+        let (mut taken, mut kept) = (0, 0);
+        // SAFETY: the lock is held and nobody else is around.
+        let nodes = unsafe {
+            self.tree.for_each_bottom(|node| {
+                let n = node.as_ref();
+                taken += (0..SLOTS).filter(|&o| !n.slot(o).is_null()).count();
+                kept += usize::from(n.count());
+            })
+        };
+        assert_eq!(kept, taken + leased, "INV-LEASE-2");
+        (taken, nodes)
+    }
+}
+
+/// Numbers that a lease has not reached.
+fn unreached(lease: &Lease) -> usize {
+    (lease
+        .end
+        .load(Relaxed)
+        .saturating_sub(lease.at.load(Relaxed))) as usize
+}
+
+impl<T: Object> Drop for LeaseMap<T> {
+    fn drop(&mut self) {
+        self.tree.drain(|_, word| {
+            if let Some(value) = NonNull::new(word).filter(|w| w.as_ptr() != RESERVED) {
+                // SAFETY: a reference of the map (INV-LEASE-4).
+                drop(unsafe { KArc::<T>::from_raw(value.cast()) });
+            }
+        });
+    }
+}
+
+/// Why the slow way found no number.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum SlowError {
+    /// Every number of the range is taken.
+    Full,
+    /// The number asked for is taken.
+    Taken,
+    /// No memory for nodes.
+    NoMemory,
+}
+
+/// A number that is taken and shows nothing. Publish it or cancel it: dropped, it stays taken.
+#[must_use]
+pub struct Claim<'m, T: Object> {
+    map: &'m LeaseMap<T>,
+    id: u32,
+    slot: SlotRef,
+}
+
+impl<T: Object> Claim<'_, T> {
+    /// The number.
+    #[inline(always)]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Shows `object` under the number, from now on. No walk, cannot fail.
+    #[inline(always)]
+    pub fn publish(self, object: KArc<T>) {
+        ksync::arch::interleave();
+        // SAFETY: the claim keeps the node (INV-LEASE-2). Release in `set_slot` makes the object's contents visible with
+        // it (INV-LEASE-4).
+        unsafe { self.slot.node.as_ref() }
+            .set_slot(self.slot.offset, KArc::into_raw(object).as_ptr().cast());
+    }
+
+    /// Frees the number.
+    pub fn cancel(self) {
+        let _rcu = rcu::read_lock();
+        // SAFETY: the claim keeps the node (INV-LEASE-2).
+        unsafe { self.slot.node.as_ref() }.set_slot(self.slot.offset, ptr::null_mut());
+        self.map.let_go(self.slot.node, self.id);
+    }
+}
+
+const _: () = assert!(1 << SHIFT == SLOTS);
