@@ -4,9 +4,11 @@ use crate::arch::thread::{self, Frames, GsBase};
 use crate::arch::uaccess::{self, TASK_SIZE};
 use crate::arch::{PtRegs, clock, fpu, gdt};
 use crate::errno::Errno;
+use crate::kstats::Stat;
 use crate::phases::{self, Phase};
 use crate::sched::{self, current, current_ref};
 use core::sync::atomic::Ordering::Relaxed;
+use kstat::Counters;
 use ksync::arch::{preempt_disable, preempt_enable, smp_processor_id};
 use rmap::AddressSpace;
 use slab::KArc;
@@ -94,7 +96,7 @@ fn finish_clone(new: task::fork::NewTask, cur: &KArc<Task>) -> Result<KArc<Task>
             // The run queue's reference.
             sched::wake_up_new(task.clone());
             phases::end(Phase::RunQueue, timer);
-            crate::kstats::fork();
+            Stat::nr_forks.inc();
             Ok(task)
         }
         Err(e) => {
@@ -220,7 +222,7 @@ pub fn kernel_execve(path: &[u8], args: ExecArgs) -> Result<(), Errno> {
             ..PtRegs::default()
         };
     }
-    crate::kstats::exec();
+    Stat::nr_execs.inc();
     Ok(())
 }
 
@@ -285,7 +287,7 @@ pub fn do_exit(status: i32) -> ! {
     let timer = phases::start();
     task::exit::exit_notify(&current(), task.entity.runtime_ns.load(Relaxed));
     phases::end(Phase::ExitNotify, timer);
-    crate::kstats::exit();
+    Stat::nr_exits.inc();
     sched::exit_current()
 }
 

@@ -3,8 +3,10 @@
 //! CPU 0 looks at a count that everything useful moves (context switches and system calls) once per period. Two looks
 //! without a change, while work is supposed to be going on, end in [`crate::panic::hang`].
 
+use crate::kstats::Stat;
 use crate::sched;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use kstat::Counters;
 use ksync::arch::smp_processor_id;
 
 static PERIOD_NS: AtomicU64 = AtomicU64::new(0);
@@ -44,7 +46,7 @@ pub fn tick(now_ns: u64) {
     }
     let period = PERIOD_NS.load(Relaxed);
     NEXT_LOOK_NS.store(now_ns + period, Relaxed);
-    let progress = sched::nr_switches() + crate::kstats::nr_syscalls() + BUSY_NS.load(Relaxed);
+    let progress = sched::nr_switches() + Stat::nr_syscalls.sum() + BUSY_NS.load(Relaxed);
     let before = LAST_PROGRESS.swap(progress, Relaxed);
     if before == progress && !crate::timer::any_armed() {
         crate::panic::hang(format_args!("no progress in {} s", period / 1_000_000_000));

@@ -1,86 +1,21 @@
 //! Files: thin layers over the vfs crate, and the layouts of what they return.
 
 use super::process::read_path;
+use super::uio::{IOV_MAX, MAX_RW_COUNT, UserRange, UserRanges};
 use super::{Args, SysResult};
 use crate::arch::PtRegs;
-use crate::arch::uaccess::{self, Plain, copy_from_user, copy_to_user_partial, get_user, put_user};
+use crate::arch::uaccess::{self, Plain, get_user, put_user};
 use crate::errno::Errno;
 use crate::sched::current_ref;
 use rmap::AddressSpace;
 use slab::KArc;
 use task::signal::{self, SIGPIPE, SigInfo};
-use vfs::{
-    AccessMode, At, BufIn, BufOut, Efault, File, Files, FsStruct, Kstat, Mappable, OpenFlags,
-    Whence,
-};
+use vfs::{AccessMode, At, File, Files, FsStruct, Kstat, Mappable, OpenFlags, Whence};
 
 const AT_FDCWD: i32 = -100;
 const AT_SYMLINK_NOFOLLOW: usize = 0x100;
 const AT_REMOVEDIR: usize = 0x200;
 const AT_EMPTY_PATH: usize = 0x1000;
-/// Linux's limit for one transfer.
-const MAX_RW_COUNT: usize = 0x7fff_f000;
-const IOV_MAX: usize = 1024;
-
-/// One range of user memory as a destination.
-pub struct UserOut {
-    at: usize,
-    left: usize,
-}
-
-impl UserOut {
-    pub fn new(at: usize, len: usize) -> Result<Self, Errno> {
-        if len > uaccess::TASK_SIZE || at > uaccess::TASK_SIZE - len {
-            return Err(Errno::EFAULT);
-        }
-        Ok(UserOut {
-            at,
-            left: len.min(MAX_RW_COUNT),
-        })
-    }
-}
-
-impl BufOut for UserOut {
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Efault> {
-        let (done, result) = match copy_to_user_partial(self.at, bytes) {
-            Ok(()) => (bytes.len(), Ok(())),
-            Err(done) => (done, Err(Efault)),
-        };
-        self.at += done;
-        self.left -= done;
-        result
-    }
-    fn remaining(&self) -> usize {
-        self.left
-    }
-}
-
-/// One range of user memory as a source.
-pub struct UserIn {
-    at: usize,
-    left: usize,
-}
-
-impl UserIn {
-    pub fn new(at: usize, len: usize) -> Result<Self, Errno> {
-        let UserOut { at, left } = UserOut::new(at, len)?;
-        Ok(UserIn { at, left })
-    }
-}
-
-impl BufIn for UserIn {
-    fn get(&mut self, dst: &mut [u8]) -> Result<usize, Efault> {
-        let n = dst.len().min(self.left);
-        copy_from_user(&mut dst[..n], self.at).map_err(|_| Efault)?;
-        self.at += n;
-        self.left -= n;
-        Ok(n)
-    }
-    fn remaining(&self) -> usize {
-        self.left
-    }
-}
-
 fn files() -> Result<KArc<Files>, Errno> {
     current_ref().files.lock().clone().ok_or(Errno::EBADF)
 }
@@ -124,18 +59,18 @@ fn written(result: Result<usize, vfs::VfsError>) -> SysResult {
 
 pub fn read(regs: &mut PtRegs) -> SysResult {
     let file = get(regs.arg::<0>() as i32)?;
-    Ok(file.read(&mut UserOut::new(regs.arg::<1>(), regs.arg::<2>())?)?)
+    Ok(file.read(&mut UserRange::new(regs.arg::<1>(), regs.arg::<2>())?)?)
 }
 
 pub fn write(regs: &mut PtRegs) -> SysResult {
     let file = get(regs.arg::<0>() as i32)?;
-    written(file.write(&mut UserIn::new(regs.arg::<1>(), regs.arg::<2>())?))
+    written(file.write(&mut UserRange::new(regs.arg::<1>(), regs.arg::<2>())?))
 }
 
 pub fn pread64(regs: &mut PtRegs) -> SysResult {
     let file = get(regs.arg::<0>() as i32)?;
     Ok(file.pread(
-        &mut UserOut::new(regs.arg::<1>(), regs.arg::<2>())?,
+        &mut UserRange::new(regs.arg::<1>(), regs.arg::<2>())?,
         regs.arg::<3>() as i64,
     )?)
 }
@@ -143,41 +78,9 @@ pub fn pread64(regs: &mut PtRegs) -> SysResult {
 pub fn pwrite64(regs: &mut PtRegs) -> SysResult {
     let file = get(regs.arg::<0>() as i32)?;
     written(file.pwrite(
-        &mut UserIn::new(regs.arg::<1>(), regs.arg::<2>())?,
+        &mut UserRange::new(regs.arg::<1>(), regs.arg::<2>())?,
         regs.arg::<3>() as i64,
     ))
-}
-
-/// Calls `one` for each range of an iovec until one transfers less than asked.
-fn vectored(at: usize, count: usize, mut one: impl FnMut(usize, usize) -> SysResult) -> SysResult {
-    if count > IOV_MAX {
-        return Err(Errno::EINVAL);
-    }
-    let mut total = 0usize;
-    for i in 0..count {
-        let [_, len]: [usize; 2] = get_user(at + i * 16)?;
-        total = total
-            .checked_add(len)
-            .filter(|&t| t <= isize::MAX as usize)
-            .ok_or(Errno::EINVAL)?;
-    }
-    let mut done = 0;
-    for i in 0..count {
-        let [base, len]: [usize; 2] = get_user(at + i * 16)?;
-        if len == 0 {
-            continue;
-        }
-        match one(base, len) {
-            Ok(n) => {
-                done += n;
-                if n < len {
-                    return Ok(done);
-                }
-            }
-            Err(e) => return if done > 0 { Ok(done) } else { Err(e) },
-        }
-    }
-    Ok(done)
 }
 
 pub fn readv(regs: &mut PtRegs) -> SysResult {
@@ -185,9 +88,7 @@ pub fn readv(regs: &mut PtRegs) -> SysResult {
     if !file.readable() {
         return Err(Errno::EBADF);
     }
-    vectored(regs.arg::<1>(), regs.arg::<2>(), |at, len| {
-        Ok(file.read(&mut UserOut::new(at, len)?)?)
-    })
+    Ok(file.read(&mut UserRanges::read(regs.arg::<1>(), regs.arg::<2>())?)?)
 }
 
 pub fn writev(regs: &mut PtRegs) -> SysResult {
@@ -195,9 +96,7 @@ pub fn writev(regs: &mut PtRegs) -> SysResult {
     if !file.writable() {
         return Err(Errno::EBADF);
     }
-    vectored(regs.arg::<1>(), regs.arg::<2>(), |at, len| {
-        written(file.write(&mut UserIn::new(at, len)?))
-    })
+    written(file.write(&mut UserRanges::read(regs.arg::<1>(), regs.arg::<2>())?))
 }
 
 /// Runs `f` with the directory that `dirfd` names.
@@ -346,7 +245,7 @@ pub fn lseek(regs: &mut PtRegs) -> SysResult {
 
 pub fn getdents64(regs: &mut PtRegs) -> SysResult {
     let file = get(regs.arg::<0>() as i32)?;
-    Ok(file.getdents64(&mut UserOut::new(
+    Ok(file.getdents64(&mut UserRange::new(
         regs.arg::<1>(),
         regs.arg::<2>() & 0xffff_ffff,
     )?)?)
@@ -577,7 +476,7 @@ fn do_readlink(dirfd: i32, path_at: usize, at: usize, len: usize) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let path = read_path(path_at)?;
-    let mut out = UserOut::new(at, len)?;
+    let mut out = UserRange::new(at, len)?;
     at_dir(dirfd, &path, |base| vfs::readlink(base, &path, &mut out))
 }
 
@@ -601,33 +500,37 @@ pub fn umask(regs: &mut PtRegs) -> SysResult {
 pub fn sendfile(regs: &mut PtRegs) -> SysResult {
     let (to, from) = (get(regs.arg::<0>() as i32)?, get(regs.arg::<1>() as i32)?);
     let (offset_at, count) = (regs.arg::<2>(), regs.arg::<3>().min(MAX_RW_COUNT));
-    let mut position = if offset_at != 0 {
-        Some(get_user::<i64>(offset_at)?)
-    } else {
-        None
+    // Without an offset the file's own position counts, and moves by what was written, not by what was read.
+    let start = match offset_at {
+        0 => from.lseek(0, Whence::Cur).map_err(|_| Errno::EINVAL)? as i64,
+        at => get_user::<i64>(at)?,
     };
     let mut buf = slab::KBox::new([0u8; 4096])?;
     let mut done = 0;
     while done < count {
         let want = (count - done).min(buf.len());
         let mut out: &mut [u8] = &mut buf[..want];
-        let got = match position {
-            Some(at) => from.pread(&mut out, at)?,
-            None => from.read(&mut out)?,
+        let got = match from.pread(&mut out, start + done as i64) {
+            Err(vfs::VfsError::ESPIPE) => return Err(Errno::EINVAL),
+            got => got?,
         };
         if got == 0 {
             break;
         }
         let mut input: &[u8] = &buf[..got];
-        let put = written(to.write(&mut input))?;
-        done += put;
-        position = position.map(|at| at + put as i64);
-        if put < got {
+        match written(to.write(&mut input)) {
+            Ok(put) => done += put,
+            Err(_) if done > 0 => break,
+            Err(e) => return Err(e),
+        }
+        if !input.is_empty() {
             break;
         }
     }
-    if let Some(at) = position {
-        put_user(offset_at, &at)?;
+    let end = start + done as i64;
+    match offset_at {
+        0 => drop(from.lseek(end, Whence::Set)?),
+        at => put_user(at, &end)?,
     }
     Ok(done)
 }

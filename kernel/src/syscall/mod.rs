@@ -12,12 +12,15 @@ mod process;
 pub mod restart;
 mod sig;
 mod time;
+mod uio;
 
 use crate::arch::PtRegs;
 use crate::arch::traps::exit_to_user;
 use crate::errno::Errno;
+use crate::kstats::Stat;
 use crate::sched::current_ref;
 use core::sync::atomic::Ordering::Relaxed;
+use kstat::Counters;
 
 /// What a system call returns.
 pub type SysResult = Result<usize, Errno>;
@@ -178,7 +181,7 @@ fn missing(regs: &mut PtRegs) -> isize {
 
 /// Runs a system call and whatever stands before the return to user mode. Returns with IRQs off.
 pub extern "C" fn do_syscall(regs: &mut PtRegs, nr: usize) {
-    crate::kstats::syscall();
+    Stat::nr_syscalls.inc();
     regs.rax = match TABLE.get(nr) {
         Some(handler) => handler(regs),
         None => missing(regs),

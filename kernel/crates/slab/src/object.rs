@@ -3,7 +3,7 @@
 //! Problem: a kernel object (a task, a file) is counted, sits in several lists at once, and comes
 //! from a cache of its own. Declaring that must need no unsafe code, since policy crates forbid it.
 //!
-//! Mechanism: [`object!`](crate::object) implements [`Object`], which is a safe trait: its only
+//! Mechanism: [`object!`](crate::object!) implements [`Object`], which is a safe trait: its only
 //! datum that soundness depends on is a constant of type `&'static ObjectCache<Self>`, and the only
 //! constructors of an [`ObjectCache<T>`] make a cache whose objects hold a whole `KArc<T>` block.
 //! A constant cannot change between alloc and free.
@@ -20,7 +20,7 @@ use core::sync::atomic::AtomicU64;
 /// A type that lives in counted blocks ([`KArc`](crate::KArc)) of its own cache.
 ///
 /// Send and Sync, since references travel, and the last drop may happen in an RCU callback anywhere.
-/// Implement it with [`object!`](crate::object).
+/// Implement it with [`object!`](crate::object!).
 pub trait Object: Sized + Send + Sync + 'static {
     /// `[Link; N]`: the type can be in N lists at once, one per slot. N may be 0.
     type Links: LinkArray;

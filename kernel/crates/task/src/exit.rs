@@ -89,10 +89,11 @@ pub fn exit_notify(task: &KArc<Task>, runtime_ns: u64) {
 
 /// Gives the dying process's children, living and dead, to whoever reaps orphans in its namespace.
 fn reparent_children(process: &KArc<Process>) {
-    if {
+    let res = {
         let state = process.lock.lock();
         state.children.is_empty() && state.zombies.is_empty()
-    } {
+    };
+    if res {
         return; // nobody can add one: the process has no thread left that could fork
     }
     let Some(reaper) = pids::reaper_of(process) else {

@@ -138,7 +138,7 @@ pub fn wake(key: FutexKey, max: usize, bitset: u32) -> usize {
         let found = bucket
             .iter()
             .find(|w| w.bitset & bitset != 0 && *w.key.lock() == key);
-        let Some(waiter) = found.map(|w| w.clone()) else {
+        let Some(waiter) = found.cloned() else {
             break;
         };
         wake_waiter(&mut bucket, &waiter);
@@ -174,20 +174,17 @@ pub fn requeue(
         Some(BUCKETS[a.max(b)].0.lock())
     };
     check()?;
-    let (mut source, mut target) = match &mut second {
+    let (source, mut target) = match &mut second {
         None => (&mut *first, None),
         Some(second) if a < b => (&mut *first, Some(&mut **second)),
         Some(second) => (&mut **second, Some(&mut *first)),
     };
     let mut done = 0;
     while done < max_wake.saturating_add(max_move) {
-        let found = source
-            .iter()
-            .find(|w| *w.key.lock() == from)
-            .map(|w| w.clone());
+        let found = source.iter().find(|w| *w.key.lock() == from).cloned();
         let Some(waiter) = found else { break };
         if done < max_wake {
-            wake_waiter(&mut source, &waiter);
+            wake_waiter(source, &waiter);
         } else {
             *waiter.key.lock() = to;
             if let Some(target) = &mut target

@@ -345,7 +345,7 @@ pub fn send_to_process(process: &Process, info: &SigInfo) {
     if info.signo == SIGCONT {
         state.pending.remove(DEFAULT_STOP);
         state.stopped = false;
-        state.threads.iter().for_each(|t| wake_for_signal(&t));
+        state.threads.iter().for_each(|t| wake_for_signal(t));
     } else if DEFAULT_STOP & bit(info.signo) != 0 {
         state.pending.remove(bit(SIGCONT));
     }
@@ -370,7 +370,7 @@ pub fn send_to_process(process: &Process, info: &SigInfo) {
         .iter()
         .find(|t| t.blocked.load(Ordering::Relaxed) & bit(info.signo) == 0);
     if let Some(thread) = chosen {
-        wake_for_signal(&thread);
+        wake_for_signal(thread);
     }
 }
 
@@ -455,7 +455,7 @@ pub fn set_blocked(task: &Task, mask: SigSet) {
                 !core::ptr::eq(&***t, task) && orphaned & !t.blocked.load(Ordering::Relaxed) != 0
             });
             if let Some(other) = other {
-                wake_for_signal(&other);
+                wake_for_signal(other);
             }
         }
     }

@@ -58,13 +58,16 @@ fn exit_signal_matches(child: &Process, options: u32) -> bool {
     options & options::WALL != 0 || is_clone == (options & options::WCLONE != 0)
 }
 
+/// An ended child: what its parent learns, and the process to let go unless it stays a zombie.
+type Found = (Reaped, Option<KArc<Process>>);
+
 /// Looks once. `Ok(None)`: children match but none has ended.
 fn try_reap(
     state: &mut ProcessState,
     cur: &Task,
     which: &Which,
     options: u32,
-) -> Result<Option<(Reaped, Option<KArc<Process>>)>, TaskError> {
+) -> Result<Option<Found>, TaskError> {
     let wanted = |c: &KArc<Process>| matches(c, which) && exit_signal_matches(c, options);
     if let Some(child) = state.zombies.iter().find(|c| wanted(c)) {
         let reaped = {
@@ -83,7 +86,7 @@ fn try_reap(
         exit::account(state, &child);
         return Ok(Some((reaped, Some(child))));
     }
-    match state.children.iter().any(|c| wanted(&c)) {
+    match state.children.iter().any(wanted) {
         true => Ok(None),
         false => Err(TaskError::NoChild),
     }

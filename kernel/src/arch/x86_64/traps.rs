@@ -2,8 +2,10 @@
 
 use super::entry::PtRegs;
 use super::{apic, kstack, tlb, uaccess};
+use crate::kstats::Stat;
 use crate::{mem, sched, signal};
 use core::sync::atomic::Ordering::Relaxed;
+use kstat::Counters;
 use ksync::arch::{irqs_disabled, this_cpu_head};
 use mm::{FaultError, FaultFlags};
 use task::signal::{SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP};
@@ -80,7 +82,7 @@ fn interrupt(vector: u8, regs: &PtRegs) {
         apic::vector::SPURIOUS => {}
         _ => {
             apic::end_of_interrupt();
-            crate::kstats::unexpected_interrupt();
+            Stat::nr_unexpected_interrupts.inc();
         }
     }
 }

@@ -11,7 +11,7 @@ use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicUsize};
 
-/// A CPU's part: in its [`CpuHead`], so in its node's memory. All zero bytes, then [`place`](Self::place), are valid.
+/// A CPU's part: in its [`CpuHead`](crate::CpuHead), so in its node's memory. All zero bytes, then [`place`](Self::place), are valid.
 #[repr(C, align(64))]
 pub(crate) struct RcuCpu {
     /// This CPU's leaf; its first field is the sequence number compared below.
@@ -24,7 +24,7 @@ pub(crate) struct RcuCpu {
     busy: AtomicBool,
     /// DONE is not empty.
     ready: AtomicBool,
-    /// [`barrier`] wants a callback of its own behind those that are queued.
+    /// [`barrier`](super::barrier) wants a callback of its own behind those that are queued.
     barrier_wanted: AtomicBool,
     barrier_head: RcuHead,
     /// Callbacks queued and not yet run. Written by this CPU, read by `barrier`.

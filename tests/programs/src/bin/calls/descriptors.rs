@@ -214,7 +214,7 @@ fn limits(t: &mut Suite) {
         }
         loop {
             let fd = open(c"/dev/null", O_RDONLY);
-            if fd < 0 || fd >= 64 {
+            if !(0..64).contains(&fd) {
                 return i32::from(fd != Errno::EMFILE.raw());
             }
         }

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use rt::abi::*;
 use rt::process;
 use rt::signal;
-use rt::sys::at_mut;
+use rt::sys::{at, at_mut};
 use rt::{Errno, Suite, sys};
 
 pub fn run(t: &mut Suite) {
@@ -155,6 +155,15 @@ fn nonblocking(t: &mut Suite) {
     t.err(
         "pipe: an atomic write is whole or nothing",
         write(w, &page),
+        Errno::EAGAIN,
+    );
+    let half = Iovec {
+        base: page.as_ptr() as usize,
+        len: 2048,
+    };
+    t.err(
+        "pipe: an atomic writev is whole or nothing",
+        sys!(WRITEV, w, at(&[half, half]), 2),
         Errno::EAGAIN,
     );
     let mut drained = 2048;

@@ -309,7 +309,7 @@ extern "C" fn fault(_: usize) -> i32 {
 fn endings(t: &mut Suite, args: &Args) {
     let with_threads = |bodies: [extern "C" fn(usize) -> i32; 3], code: usize| {
         in_child(|| {
-            let threads = bodies.map(|body| {
+            let _threads = bodies.map(|body| {
                 let thread = Thread::new();
                 // The slot's tid word moves with it: these threads are never joined.
                 let flags = FLAGS & !(CLONE_CHILD_CLEARTID | CLONE_PARENT_SETTID);
@@ -317,7 +317,6 @@ fn endings(t: &mut Suite, args: &Args) {
                 thread
             });
             rt::time::sleep_ns(1_000_000_000);
-            drop(threads);
             50
         })
         .number()

@@ -89,8 +89,9 @@ static mut TINY: [u8; 256] = [0; 256];
 fn tiny_path(itself: &CStr) -> &'static CStr {
     let path = itself.to_bytes();
     let dir = path.iter().rposition(|b| *b == b'/').map_or(0, |i| i + 1);
+    let tiny: *mut [u8; 256] = &raw mut TINY;
     // SAFETY: called once, before any thread.
-    let tiny = unsafe { &mut *(&raw mut TINY) };
+    let tiny = unsafe { &mut *tiny };
     let bytes = path.iter().take(dir).chain(b"tiny").take(255);
     tiny.iter_mut()
         .zip(bytes)
