@@ -15,6 +15,7 @@ pub mod arch;
 mod completion;
 mod cpumask;
 mod lock;
+pub mod lockdep;
 pub mod lockstat;
 mod mutex;
 #[cfg(loom)]

@@ -4,7 +4,7 @@
 //! A scaling study must say which lock is waited for, and for how long, without changing what it measures.
 //!
 //! # Mechanism
-//! Every lock belongs to a [`LockClass`]. While the static key [`LOCKSTAT`] is off an acquisition passes one NOP and
+//! Every lock belongs to a [`LockClass`]. While the static key [`LOCK_HOOKS`] is off an acquisition passes one NOP and
 //! a release another. While it is on each goes out of line: it tries the lock first, so that an acquisition that
 //! has to wait is known as contended, and adds to counters of this CPU and class. Counters are private to their CPU
 //! and merged when read. A class gets its number, its column in the storage, at its first counted acquisition.
@@ -14,16 +14,17 @@
 //! # Invariants
 //! - INV-STAT-1: counters of a CPU are written only by that CPU with preemption off, by plain loads and stores. A
 //!   class is used either with IRQs off or never in interrupts, so no interrupt comes between the two.
-//! - INV-STAT-2: [`LOCKSTAT`] changes only while no lock is held: a hold that began uncounted has no start.
+//! - INV-STAT-2: [`LOCK_HOOKS`] changes only while no lock is held: a hold that began uncounted has no start.
 use crate::arch;
+use crate::lockdep::{self, How};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
 /// Greatest number of classes that are counted; locks of further classes are not.
 pub const MAX_CLASSES: usize = 128;
 
 crate::static_key! {
-    /// Locks count what happens to them. Turned on by [`enable`].
-    pub static LOCKSTAT;
+    /// Locks tell statistics and [`lockdep`](crate::lockdep) what happens to them. Turned on by either's `enable`.
+    pub static LOCK_HOOKS;
 }
 
 /// The name under which all locks of a kind are counted.
@@ -31,6 +32,8 @@ pub struct LockClass {
     name: &'static str,
     /// 0: no number yet. Else the column plus one; above MAX_CLASSES: not counted.
     number: AtomicU32,
+    /// Nothing is taken under it.
+    leaf: bool,
 }
 
 /// `lock_class!("pidmap_lock")`: a `&'static LockClass`, usable in constants.
@@ -84,7 +87,7 @@ static CLASSES: [AtomicPtr<LockClass>; MAX_CLASSES] =
 static NR_CLASSES: AtomicU32 = AtomicU32::new(0);
 static REGISTERING: AtomicBool = AtomicBool::new(false);
 
-/// When a counted hold began. On the machine it has no value while [`LOCKSTAT`] is off, so that it costs nothing;
+/// When a counted hold began. On the machine it has no value while [`LOCK_HOOKS`] is off, so that it costs nothing;
 /// elsewhere 0 says so, because the key may change under a hold.
 #[derive(Copy, Clone)]
 pub(crate) struct HoldStart(
@@ -109,7 +112,7 @@ impl HoldStart {
         HoldStart(cycles.max(1))
     }
 
-    /// Called only where [`LOCKSTAT`] is on.
+    /// Called only where [`LOCK_HOOKS`] is on.
     fn since(self) -> Option<u64> {
         #[cfg(target_os = "none")]
         // SAFETY: INV-STAT-2: the key was on when the hold began, so `at` made this.
@@ -125,7 +128,23 @@ impl LockClass {
         LockClass {
             name,
             number: AtomicU32::new(0),
+            leaf: false,
         }
+    }
+
+    /// A class whose locks are taken with IRQs off, and under which no other lock is taken: it can be taken anywhere,
+    /// by a destructor for one. [`lockdep`](crate::lockdep) checks it.
+    pub const fn new_leaf(name: &'static str) -> Self {
+        LockClass {
+            name,
+            number: AtomicU32::new(0),
+            leaf: true,
+        }
+    }
+
+    /// Whether it is a leaf.
+    pub fn is_leaf(&self) -> bool {
+        self.leaf
     }
 
     /// Its name.
@@ -168,7 +187,7 @@ impl LockClass {
     }
 
     /// This class's column, assigned now if it has none; `MAX_CLASSES` if there are none left.
-    fn column(&'static self) -> usize {
+    pub(crate) fn column(&'static self) -> usize {
         let number = self.number.load(Relaxed);
         if number != 0 {
             number as usize - 1
@@ -203,11 +222,12 @@ impl LockClass {
 #[inline(always)]
 pub(crate) fn acquire<S>(
     class: impl FnOnce() -> &'static LockClass,
+    how: How,
     try_lock: impl FnOnce() -> Option<S>,
     lock: impl FnOnce() -> S,
 ) -> (S, HoldStart) {
-    if crate::static_branch!(LOCKSTAT) {
-        return acquire_counted(class, try_lock, lock);
+    if crate::static_branch!(LOCK_HOOKS) {
+        return acquire_counted(class(), how, try_lock, lock);
     }
     (lock(), HoldStart::uncounted())
 }
@@ -215,23 +235,27 @@ pub(crate) fn acquire<S>(
 #[cold]
 #[inline(never)]
 fn acquire_counted<S>(
-    class: impl FnOnce() -> &'static LockClass,
+    class: &'static LockClass,
+    how: How,
     try_lock: impl FnOnce() -> Option<S>,
     lock: impl FnOnce() -> S,
 ) -> (S, HoldStart) {
+    lockdep::acquire(class, how, false);
     if let Some(state) = try_lock() {
-        return (state, class().count_acquired(None));
+        return (state, class.count_acquired(None));
     }
     let waiting_since = arch::get_cycles();
     let state = lock();
-    (state, class().count_acquired(Some(waiting_since)))
+    (state, class.count_acquired(Some(waiting_since)))
 }
 
 /// Counts an acquisition that did not wait.
 #[inline(always)]
-pub(crate) fn try_acquired(class: impl FnOnce() -> &'static LockClass) -> HoldStart {
-    if crate::static_branch!(LOCKSTAT) {
-        return class().count_acquired(None);
+pub(crate) fn try_acquired(class: impl FnOnce() -> &'static LockClass, how: How) -> HoldStart {
+    if crate::static_branch!(LOCK_HOOKS) {
+        let class = class();
+        lockdep::acquire(class, how, true);
+        return class.count_acquired(None);
     }
     HoldStart::uncounted()
 }
@@ -239,8 +263,10 @@ pub(crate) fn try_acquired(class: impl FnOnce() -> &'static LockClass) -> HoldSt
 /// Counts the end of a hold. Called before the release.
 #[inline(always)]
 pub(crate) fn released(class: impl FnOnce() -> &'static LockClass, since: HoldStart) {
-    if crate::static_branch!(LOCKSTAT) {
-        class().count_released(since);
+    if crate::static_branch!(LOCK_HOOKS) {
+        let class = class();
+        lockdep::release(class);
+        class.count_released(since);
     }
 }
 
@@ -260,12 +286,18 @@ pub fn storage_len() -> usize {
 pub fn enable(storage: &'static [Counters]) {
     STORAGE.store(storage.as_ptr().cast_mut(), Relaxed);
     STORAGE_LEN.store(storage.len() as u32, Release);
-    LOCKSTAT.enable();
+    LOCK_HOOKS.enable();
 }
 
 /// Whether [`enable`] was called.
 pub fn is_enabled() -> bool {
-    LOCKSTAT.is_enabled()
+    STORAGE_LEN.load(Acquire) != 0
+}
+
+/// The class that has this number.
+pub(crate) fn class_of_column(column: usize) -> Option<&'static LockClass> {
+    // SAFETY: registered classes are static.
+    unsafe { CLASSES.get(column)?.load(Acquire).as_ref() }
 }
 
 /// Calls `f` for every class counted so far with its sums over all CPUs. Any context; not a snapshot while CPUs run.

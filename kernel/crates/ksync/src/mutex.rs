@@ -1,4 +1,5 @@
 //! The sleeping mutex: the writing half of [`RwSem`](crate::RwSem), with its fairness and its fast path.
+use crate::lockdep::How;
 use crate::lockstat::{self, HoldStart, LockClass};
 use crate::rwsem::RawRwSem;
 use crate::sync::const_unless_loom;
@@ -36,8 +37,12 @@ impl<T: ?Sized> Mutex<T> {
     /// Acquires. Sleeps: thread context, preemption and IRQs on.
     #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        let ((), since) =
-            lockstat::acquire(|| self.class, || self.raw.try_write(), || self.raw.write());
+        let ((), since) = lockstat::acquire(
+            || self.class,
+            How::Sleep,
+            || self.raw.try_write(),
+            || self.raw.write(),
+        );
         MutexGuard {
             lock: self,
             since,
@@ -51,7 +56,7 @@ impl<T: ?Sized> Mutex<T> {
         self.raw.try_write()?;
         Some(MutexGuard {
             lock: self,
-            since: lockstat::try_acquired(|| self.class),
+            since: lockstat::try_acquired(|| self.class, How::Sleep),
             _not_send: PhantomData,
         })
     }

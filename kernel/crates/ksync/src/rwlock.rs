@@ -27,6 +27,7 @@
 //! - INV-RWL-2: `WAITS` is set only by the holder of the inner lock.
 use crate::arch::{self, IrqFlags};
 use crate::lock::{Backend, Queued};
+use crate::lockdep::How;
 use crate::lockstat::{self, HoldStart, LockClass};
 use crate::sync::atomic::{AtomicU32, Ordering::*};
 use crate::sync::{const_unless_loom, planted};
@@ -167,7 +168,7 @@ macro_rules! acquire {
         #[inline(always)]
         pub fn $name(&self) -> $guard<'_, T> {
             arch::preempt_disable();
-            let ((), since) = lockstat::acquire(|| self.class, || self.raw.$try_name(), || self.raw.$name());
+            let ((), since) = lockstat::acquire(|| self.class, How::Spin, || self.raw.$try_name(), || self.raw.$name());
             $guard { lock: self, since, flags: None, _not_send: PhantomData }
         }
 
@@ -177,7 +178,7 @@ macro_rules! acquire {
         pub fn $irqsave(&self) -> $guard<'_, T> {
             let flags = Some(arch::local_irq_save());
             arch::preempt_disable();
-            let ((), since) = lockstat::acquire(|| self.class, || self.raw.$try_name(), || self.raw.$name());
+            let ((), since) = lockstat::acquire(|| self.class, How::Spin, || self.raw.$try_name(), || self.raw.$name());
             $guard { lock: self, since, flags, _not_send: PhantomData }
         }
 
@@ -190,7 +191,7 @@ macro_rules! acquire {
                 arch::preempt_enable();
                 return None;
             }
-            Some($guard { lock: self, since: lockstat::try_acquired(|| self.class), flags: None, _not_send: PhantomData })
+            Some($guard { lock: self, since: lockstat::try_acquired(|| self.class, How::Spin), flags: None, _not_send: PhantomData })
         }
     };
 }

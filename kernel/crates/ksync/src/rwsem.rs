@@ -36,6 +36,7 @@
 //! - INV-RWSEM-3: with WAITERS set only `grant` and a spinning writer let anyone in; with FAIR set only `grant`.
 use crate::arch::{self, ThreadPtr};
 use crate::lock::SpinLock;
+use crate::lockdep::How;
 use crate::lockstat::{self, HoldStart, LockClass};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use crate::sync::{const_unless_loom, planted};
@@ -326,8 +327,12 @@ impl<T: ?Sized> RwSem<T> {
     /// twice: a writer that queued in between would make it wait for itself.
     #[inline]
     pub fn read(&self) -> RwSemReadGuard<'_, T> {
-        let ((), since) =
-            lockstat::acquire(|| self.class, || self.raw.try_read(), || self.raw.read());
+        let ((), since) = lockstat::acquire(
+            || self.class,
+            How::Sleep,
+            || self.raw.try_read(),
+            || self.raw.read(),
+        );
         RwSemReadGuard {
             lock: self,
             since,
@@ -338,8 +343,12 @@ impl<T: ?Sized> RwSem<T> {
     /// Acquires for writing. Sleeps: thread context, preemption and IRQs on.
     #[inline]
     pub fn write(&self) -> RwSemWriteGuard<'_, T> {
-        let ((), since) =
-            lockstat::acquire(|| self.class, || self.raw.try_write(), || self.raw.write());
+        let ((), since) = lockstat::acquire(
+            || self.class,
+            How::Sleep,
+            || self.raw.try_write(),
+            || self.raw.write(),
+        );
         RwSemWriteGuard {
             lock: self,
             since,
@@ -353,7 +362,7 @@ impl<T: ?Sized> RwSem<T> {
         self.raw.try_read()?;
         Some(RwSemReadGuard {
             lock: self,
-            since: lockstat::try_acquired(|| self.class),
+            since: lockstat::try_acquired(|| self.class, How::Sleep),
             _not_send: PhantomData,
         })
     }
@@ -364,7 +373,7 @@ impl<T: ?Sized> RwSem<T> {
         self.raw.try_write()?;
         Some(RwSemWriteGuard {
             lock: self,
-            since: lockstat::try_acquired(|| self.class),
+            since: lockstat::try_acquired(|| self.class, How::Sleep),
             _not_send: PhantomData,
         })
     }
@@ -412,7 +421,7 @@ impl<'a, T: ?Sized> RwSemWriteGuard<'a, T> {
         let this = core::mem::ManuallyDrop::new(self);
         let lock = this.lock;
         lockstat::released(|| lock.class, this.since);
-        let since = lockstat::try_acquired(|| lock.class);
+        let since = lockstat::try_acquired(|| lock.class, How::Sleep);
         lock.raw.downgrade();
         RwSemReadGuard {
             lock,

@@ -55,6 +55,7 @@ use core::ops::Range;
 pub use buddy::{Buddy, InitError};
 pub use page::{NR_WORDS, Page, PageKind, PageRef, PageState};
 
+use core::sync::atomic::{AtomicPtr, Ordering};
 use ksync::{PAGE_SHIFT, PreemptGuard, arch};
 
 /// Largest block: 2^10 frames, 4 MiB.
@@ -178,7 +179,10 @@ fn injected(gfp: Gfp) -> bool {
 
 #[inline(always)]
 fn finish(block: Option<PageRef>, order: u32, gfp: Gfp) -> Result<PageRef, OutOfMemory> {
-    let block = block.ok_or(OutOfMemory)?;
+    let block = match block {
+        Some(block) => block,
+        None => pressed(order, gfp)?,
+    };
     if gfp.contains(Gfp::ZERO) {
         for i in 0..1usize << order {
             // SAFETY: the block is ours alone, 2^order frames long, in the direct map.
@@ -186,6 +190,30 @@ fn finish(block: Option<PageRef>, order: u32, gfp: Gfp) -> Result<PageRef, OutOf
         }
     }
     Ok(block)
+}
+
+static PRESSURE_HOOK: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Sets what is called when there is no block left: it frees what it can, in the context of the allocation, and returns
+/// the number of pages. It allocates nothing. Boot only.
+pub fn set_pressure_hook(hook: fn() -> usize) {
+    PRESSURE_HOOK.store(hook as *mut (), Ordering::Release);
+}
+
+/// Asks the hook for memory and looks once more, for an allocation that would take a block of any node.
+#[cold]
+#[inline(never)]
+fn pressed(order: u32, gfp: Gfp) -> Result<PageRef, OutOfMemory> {
+    let hook = PRESSURE_HOOK.load(Ordering::Acquire);
+    if hook.is_null() || gfp.contains(Gfp::THISNODE) {
+        return Err(OutOfMemory);
+    }
+    // SAFETY: only `set_pressure_hook` stores here, and what it stores is such a function.
+    let hook = unsafe { core::mem::transmute::<*mut (), fn() -> usize>(hook) };
+    if hook() == 0 {
+        return Err(OutOfMemory);
+    }
+    lists::alloc_local(order, gfp).ok_or(OutOfMemory)
 }
 
 /// Frees a block whose only reference is the caller's and that no speculative look-up

@@ -13,13 +13,13 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::*};
 
-use ksync::{LockClass, MAX_NUMNODES, SpinGuard, SpinLock, arch};
+use ksync::{LockClass, MAX_NUMNODES, SpinIrqGuard, SpinLock, arch};
 
 use crate::buddy::{Buddy, InitError};
 use crate::page::{Page, PageRef, PageState, tag};
 use crate::{Gfp, MAX_ORDER, ReadMostly};
 
-static ZONE_LOCK: LockClass = LockClass::new("zone_lock");
+static ZONE_LOCK: LockClass = LockClass::new_leaf("zone_lock");
 
 #[repr(align(128))]
 struct Zone {
@@ -44,8 +44,8 @@ static FALLBACK: [[AtomicU8; MAX_NUMNODES]; MAX_NUMNODES] =
 
 /// The buddy of `node`, locked.
 #[inline]
-pub(crate) fn lock(node: usize) -> SpinGuard<'static, Buddy> {
-    ZONES[node].buddy.lock()
+pub(crate) fn lock(node: usize) -> SpinIrqGuard<'static, Buddy> {
+    ZONES[node].buddy.lock_irqsave()
 }
 
 #[inline]

@@ -137,7 +137,7 @@ struct Populate {
     boot: usize,
 }
 
-static MAP_CLASS: LockClass = LockClass::new("pcpu_map");
+static MAP_CLASS: LockClass = LockClass::new_leaf("pcpu_map");
 static POPULATE_CLASS: LockClass = LockClass::new("pcpu_populate");
 
 static ALLOCATOR: SpinLock<Allocator> = SpinLock::new(
@@ -175,7 +175,7 @@ pub unsafe fn init(
     let chunk = new_chunk(0, first.populated)?;
     populate.memory = Some(memory);
     populate.boot = first.populated;
-    let mut a = ALLOCATOR.lock();
+    let mut a = ALLOCATOR.lock_irqsave();
     // SAFETY: a fresh chunk, ours until it is in the table.
     unsafe { (*chunk).map.take(0, first.reserved.div_ceil(GRANULE)) };
     a.insert(chunk);
@@ -254,7 +254,7 @@ pub fn shrink() -> usize {
 fn shrink_chunk(index: usize) -> usize {
     let (chunk, pages, memory) = {
         let populate = POPULATE.lock();
-        let mut a = ALLOCATOR.lock();
+        let mut a = ALLOCATOR.lock_irqsave();
         let chunk = a.chunks[index];
         let Some(memory) = populate.memory else {
             return 0;
@@ -271,7 +271,7 @@ fn shrink_chunk(index: usize) -> usize {
         memory.depopulate(index * CHUNK_STRIDE + page * PAGE_SIZE, PAGE_SIZE);
     }
     let populate = POPULATE.lock();
-    let mut a = ALLOCATOR.lock();
+    let mut a = ALLOCATOR.lock_irqsave();
     // SAFETY: only shrink removes chunks, and there is one shrink at a time.
     let live = unsafe { &mut *chunk };
     for page in bits(pages) {
@@ -295,7 +295,7 @@ fn bits(mask: u64) -> impl Iterator<Item = usize> {
 /// Panics unless the lists and masks are as INV-CHUNK-1 to 3 say.
 #[cfg(test)]
 pub(crate) fn check_invariants() {
-    let a = ALLOCATOR.lock();
+    let a = ALLOCATOR.lock_irqsave();
     let (mut listed, mut used) = (0, 0);
     for slot in 0..NR_SLOTS {
         let (mut at, mut prev) = (a.lists[slot], ptr::null_mut());
@@ -318,7 +318,7 @@ pub(crate) fn check_invariants() {
 
 /// The allocator's figures.
 pub fn stats() -> Stats {
-    let a = ALLOCATOR.lock();
+    let a = ALLOCATOR.lock_irqsave();
     let mut stats = Stats {
         used: a.used * GRANULE,
         ..Stats::default()
@@ -349,7 +349,7 @@ fn make_ready() -> Result<(), OutOfMemory> {
 fn reserve(n: usize, align: usize) -> Result<(usize, bool), OutOfMemory> {
     loop {
         let nr_chunks = {
-            let mut a = ALLOCATOR.lock();
+            let mut a = ALLOCATOR.lock_irqsave();
             if let Some(found) = a.find(n, align) {
                 a.used += n;
                 return Ok(found);
@@ -365,7 +365,7 @@ fn reserve(n: usize, align: usize) -> Result<(usize, bool), OutOfMemory> {
 fn grow(seen: usize) -> Result<(), OutOfMemory> {
     let populate = POPULATE.lock();
     let index = {
-        let a = ALLOCATOR.lock();
+        let a = ALLOCATOR.lock_irqsave();
         if a.nr_chunks() != seen {
             return Ok(());
         }
@@ -375,13 +375,13 @@ fn grow(seen: usize) -> Result<(), OutOfMemory> {
             .ok_or(OutOfMemory)?
     };
     let chunk = new_chunk(index * CHUNK_STRIDE, populate.boot)?;
-    ALLOCATOR.lock().insert(chunk);
+    ALLOCATOR.lock_irqsave().insert(chunk);
     Ok(())
 }
 
 /// Gives a range back to its chunk.
 fn release(offset: usize, n: usize) {
-    let mut a = ALLOCATOR.lock();
+    let mut a = ALLOCATOR.lock_irqsave();
     let chunk = a.chunks[offset / CHUNK_STRIDE];
     assert!(!chunk.is_null(), "percpu free: no chunk at {offset:#x}");
     // SAFETY: under the lock; chunks in the table exist.
@@ -399,7 +399,7 @@ fn populate(offset: usize, len: usize) -> Result<(), OutOfMemory> {
     let memory = populate.memory.ok_or(OutOfMemory)?;
     for page in start / PAGE_SIZE..(start + len).div_ceil(PAGE_SIZE) {
         {
-            let a = ALLOCATOR.lock();
+            let a = ALLOCATOR.lock_irqsave();
             let chunk = a.chunks[index];
             // SAFETY: under the lock; the chunk holds our reservation, so shrink leaves it alone.
             let chunk = unsafe { &mut *chunk };
@@ -411,7 +411,7 @@ fn populate(offset: usize, len: usize) -> Result<(), OutOfMemory> {
         for cpu in 0..arch::nr_cpu_ids() {
             memory.populate(cpu, index * CHUNK_STRIDE + page * PAGE_SIZE, PAGE_SIZE)?;
         }
-        let a = ALLOCATOR.lock();
+        let a = ALLOCATOR.lock_irqsave();
         let chunk = a.chunks[index];
         // SAFETY: as above.
         unsafe { (*chunk).populated |= 1 << page };

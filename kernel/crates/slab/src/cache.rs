@@ -20,9 +20,9 @@
 pub(crate) use crate::geometry::Geometry;
 use crate::node::Node;
 use crate::sheaf::{CpuCache, Sheaf};
-use crate::{AllocError, debug};
+use crate::{AllocError, check, debug};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use ksync::{MAX_NUMNODES, arch};
 use page_alloc::{Gfp, PageRef, fault_inject};
 
@@ -37,6 +37,13 @@ bitflags::bitflags! {
         const TYPESAFE_BY_RCU = 2;
         /// No sheaves: every operation takes the node's lock. For caches that are hardly used.
         const NO_SHEAVES = 4;
+        /// Reclaim leaves this cache's memory alone: for what is soon needed again at any price.
+        const NO_RECLAIM = 8;
+        /// Objects come from all nodes in turn, whoever allocates: for what all of them use. Takes
+        /// the node's lock each time.
+        const INTERLEAVE = 16;
+        /// Objects come from the allocating CPU's node or not at all.
+        const THIS_NODE = 32;
     }
 }
 
@@ -87,6 +94,14 @@ pub struct KmemCache {
     /// Offset of this CPU's [`CpuCache`] in every window, or ZERO_AREA (INV-CACHE-1).
     cpu_offset: AtomicUsize,
     geometry: Geometry,
+    /// The same with red zones and tracks, if that fits.
+    debug_geometry: Option<Geometry>,
+    /// Which of the two holds. Decided before the cache is registered.
+    debugged: AtomicBool,
+    /// Walks of the list of caches that are at this one and hold no lock.
+    pub(crate) pins: AtomicU32,
+    /// INTERLEAVE: where the next object comes from.
+    pub(crate) rotor: AtomicU32,
     flags: CacheFlags,
     name: &'static str,
     size: usize,
@@ -145,6 +160,10 @@ impl KmemCache {
         Some(KmemCache {
             cpu_offset: AtomicUsize::new(percpu::ZERO_AREA),
             geometry,
+            debug_geometry: Geometry::debugged(size, align, flags),
+            debugged: AtomicBool::new(false),
+            pins: AtomicU32::new(0),
+            rotor: AtomicU32::new(0),
             flags,
             name,
             size,
@@ -206,6 +225,105 @@ impl KmemCache {
         }
     }
 
+    /// Fills `out` with objects, or with none. One section with preemption off for as many as main
+    /// has. Consults fault injection once.
+    pub fn alloc_bulk(&'static self, gfp: Gfp, out: &mut [*mut u8]) -> Result<(), AllocError> {
+        if !gfp.contains(Gfp::NOFAULT_INJECT) && fault_inject::should_fail() {
+            return Err(AllocError);
+        }
+        let mut n = 0;
+        while n < out.len() {
+            n += self.pop_many(&mut out[n..]);
+            if n == out.len() {
+                break;
+            }
+            match self.alloc_slow(gfp) {
+                Ok(object) => out[n] = object.as_ptr(),
+                Err(e) => {
+                    for &object in &out[..n] {
+                        debug::hand_out(self, object);
+                    }
+                    // SAFETY: objects that this call took, and that nobody has seen.
+                    unsafe { self.free_bulk(&out[..n]) };
+                    return Err(e);
+                }
+            }
+            n += 1;
+        }
+        for &object in &*out {
+            // SAFETY: an object is never at address zero.
+            self.prepare(unsafe { NonNull::new_unchecked(object) }, gfp);
+        }
+        Ok(())
+    }
+
+    /// As many objects as main has, up to the length of `out`.
+    fn pop_many(&self, out: &mut [*mut u8]) -> usize {
+        arch::preempt_disable();
+        let cpu = self.this_cpu();
+        // SAFETY: preemption is off (INV-SHEAF-1); the objects below `size` are free (INV-SHEAF-2).
+        let n = unsafe {
+            let size = (*cpu).size as usize;
+            let n = size.min(out.len());
+            if n > 0 {
+                (*cpu).size = (size - n) as u32;
+                add(&(*cpu).allocs, n as u64);
+                let from = Sheaf::objects((*cpu).main).add(size - n);
+                ptr::copy_nonoverlapping(from, out.as_mut_ptr(), n);
+            }
+            n
+        };
+        arch::preempt_enable();
+        n
+    }
+
+    /// Gives objects back: those of this node in one section with preemption off, as far as main
+    /// has room.
+    ///
+    /// # Safety
+    /// As [`free`](Self::free), for each.
+    pub unsafe fn free_bulk(&'static self, objects: &[*mut u8]) {
+        let mut left = objects;
+        while !left.is_empty() {
+            // SAFETY: the caller's promise.
+            let n = unsafe { self.push_many(left) };
+            left = &left[n..];
+            if let [object, rest @ ..] = left {
+                // SAFETY: the caller's promise; an object is never at address zero.
+                unsafe { self.free(NonNull::new_unchecked(*object)) };
+                left = rest;
+            }
+        }
+    }
+
+    /// Puts objects into main until there is no room or one of another node; returns how many.
+    ///
+    /// # Safety
+    /// As [`free`](Self::free).
+    unsafe fn push_many(&self, objects: &[*mut u8]) -> usize {
+        arch::preempt_disable();
+        let cpu = self.this_cpu();
+        let mut n = 0;
+        // SAFETY: preemption is off (INV-SHEAF-1); there is room below `capacity`.
+        unsafe {
+            let size = (*cpu).size as usize;
+            let room = ((*cpu).capacity as usize)
+                .saturating_sub(size)
+                .min(objects.len());
+            while n < room && !is_remote(NonNull::new_unchecked(objects[n])) {
+                debug::take_back(self, objects[n]);
+                Sheaf::objects((*cpu).main).add(size + n).write(objects[n]);
+                n += 1;
+            }
+            if n > 0 {
+                (*cpu).size = (size + n) as u32;
+                add(&(*cpu).frees, n as u64);
+            }
+        }
+        arch::preempt_enable();
+        n
+    }
+
     /// The fast path of `alloc`.
     #[inline(always)]
     fn pop(&self) -> Option<NonNull<u8>> {
@@ -219,6 +337,8 @@ impl KmemCache {
                 return None;
             }
             debug::enter(cpu);
+            arch::interleave();
+            debug_assert!(!(*cpu).main.is_null(), "slab: a sheaf left a fast path");
             (*cpu).size = n - 1;
             bump(&(*cpu).allocs);
             let object = Sheaf::objects((*cpu).main).add(n as usize - 1).read();
@@ -244,6 +364,8 @@ impl KmemCache {
                 arch::preempt_enable();
                 return false;
             }
+            arch::interleave();
+            debug_assert!(!(*cpu).main.is_null(), "slab: a sheaf left a fast path");
             (*cpu).size = n + 1;
             bump(&(*cpu).frees);
             Sheaf::objects((*cpu).main)
@@ -291,12 +413,38 @@ impl KmemCache {
     /// The part of a node. The cache is registered.
     #[inline]
     pub(crate) fn node(&self, id: usize) -> &Node {
+        let node = self.nodes[id].load(Acquire);
+        debug_assert!(!node.is_null(), "slab {}: used after its end", self.name);
         // SAFETY: set for every node before the cache is registered, until it is destroyed.
-        unsafe { &*self.nodes[id].load(Acquire) }
+        unsafe { &*node }
     }
 
-    pub(crate) const fn geometry(&self) -> &Geometry {
-        &self.geometry
+    /// Not for fast paths.
+    pub(crate) fn geometry(&self) -> &Geometry {
+        match &self.debug_geometry {
+            Some(g) if self.is_debugged() => g,
+            _ => &self.geometry,
+        }
+    }
+
+    /// Whether the cache is in debug mode.
+    pub fn is_debugged(&self) -> bool {
+        self.debugged.load(Relaxed)
+    }
+
+    /// Looks whether the boot line wants this cache debugged. Before it is registered.
+    pub(crate) fn decide_debug(&self) {
+        let can = self.debug_geometry.is_some() && !self.flags.contains(CacheFlags::NO_SHEAVES);
+        self.debugged
+            .store(can && check::is_wanted(self.name), Relaxed);
+    }
+
+    /// Whether the cache has fast paths at all.
+    pub(crate) fn has_fast_paths(&self) -> bool {
+        !self
+            .flags
+            .intersects(CacheFlags::NO_SHEAVES.union(CacheFlags::INTERLEAVE))
+            && !self.is_debugged()
     }
 
     pub(crate) fn flags(&self) -> CacheFlags {
@@ -357,7 +505,7 @@ impl KmemCache {
         let mut stats = CacheStats {
             name: self.name,
             object_size: self.size,
-            stride: self.geometry.stride as usize,
+            stride: self.geometry().stride as usize,
             ..CacheStats::default()
         };
         if !self.is_registered() {
@@ -383,8 +531,14 @@ pub(crate) fn bump(count: &AtomicU64) {
     count.store(count.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
+/// Adds to a count that only this CPU writes.
+fn add(count: &AtomicU64, n: u64) {
+    count.store(count.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
 /// Whether the object is of another node than this CPU's. Preemption is off.
 #[inline(always)]
 pub(crate) fn is_remote(object: NonNull<u8>) -> bool {
-    arch::nr_node_ids() > 1 && PageRef::from_virt(object.as_ptr()).node() != arch::numa_node_id()
+    // No look at the number of nodes first: it would cost more than it saves.
+    PageRef::from_virt(object.as_ptr()).node() != arch::numa_node_id()
 }

@@ -19,17 +19,20 @@
 
 use crate::cache::{DestroyError, KmemCache};
 use crate::page::Slab;
-use crate::registry;
+use crate::report::report;
 use crate::sheaf::{CpuCache, Sheaf};
+use crate::{check, reclaim, registry};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::*;
 use ksync::{LockClass, Mutex, arch, rcu};
 
 static CLASS: LockClass = LockClass::new("slab_drain");
-static DRAIN: Mutex<()> = Mutex::new((), &CLASS);
+pub(crate) static DRAIN: Mutex<()> = Mutex::new((), &CLASS);
 
 /// More objects than a slab has.
 const SLAB_OBJECTS_MAX: usize = 512;
+/// Live objects that a failed destroy names, per node.
+const LIVE_REPORTED: usize = 16;
 
 /// Gives the free memory of every cache back; returns the number of pages. One grace period.
 /// May sleep.
@@ -49,6 +52,7 @@ pub fn shrink_all() -> usize {
     });
     // Twice: what the first pass freed of sheaves and node parts.
     registry::for_each(|cache| pages += cache.discard_free_slabs());
+    reclaim::run_pending();
     pages
 }
 
@@ -63,6 +67,7 @@ impl KmemCache {
         self.freeze_and_drain();
         let pages = self.discard_free_slabs();
         self.thaw();
+        reclaim::run_pending();
         pages
     }
 
@@ -79,13 +84,19 @@ impl KmemCache {
             self.freeze_and_drain();
             let active = self.active();
             if active != 0 {
+                self.report_live(active);
                 self.thaw();
                 return Err(DestroyError::Busy(active));
             }
+            // Reclaim may be at the cache; afterwards nobody makes slabs wait any more.
+            registry::unlink(self);
             self.discard_free_slabs();
             assert!(self.nodes().all(|node| node.lists.lock().objects == 0));
-            // Slabs that wait for a grace period know the cache.
+            // Slabs that wait for a grace period, or for the worker, know the cache.
             rcu::barrier();
+            if !crate::planted("destroy forgets the worker") {
+                reclaim::run_pending();
+            }
             // SAFETY: no objects, no sheaves, and no users by the caller's promise.
             unsafe { registry::unregister(self) };
         }
@@ -93,6 +104,35 @@ impl KmemCache {
         // SAFETY: as above.
         unsafe { registry::release(self) };
         Ok(())
+    }
+
+    /// Names the objects that clients still hold when the cache is to be destroyed.
+    fn report_live(&self, active: usize) {
+        let name = self.name();
+        report(format_args!(
+            "slab {name}: destroyed with {active} live objects; the cache and its memory stay"
+        ));
+        for node in self.nodes() {
+            // Gathered under the lock, reported without it.
+            let mut found = [core::ptr::null_mut(); LIVE_REPORTED];
+            let mut nr = 0;
+            node.lists.lock().for_each(|slab| {
+                self.live_on(slab, &mut |object| {
+                    if let Some(slot) = found.get_mut(nr) {
+                        *slot = object.as_ptr();
+                        nr += 1;
+                    }
+                });
+            });
+            for &object in &found[..nr] {
+                match check::allocated_by(self, object) {
+                    Some(track) => report(format_args!(
+                        "slab {name}: {object:p} is live, allocated {track}"
+                    )),
+                    None => report(format_args!("slab {name}: {object:p} is live")),
+                }
+            }
+        }
     }
 
     /// Calls `f` with each object that a client holds: exact if nobody allocates or frees
@@ -136,7 +176,9 @@ impl KmemCache {
 
     fn freeze_and_drain(&'static self) {
         self.close();
-        rcu::synchronize();
+        if !crate::planted("shrink does not wait for fast paths") {
+            rcu::synchronize();
+        }
         // SAFETY: closed before a grace period (INV-DRAIN-1).
         unsafe { self.drain() };
     }
@@ -144,7 +186,7 @@ impl KmemCache {
     /// Opens the fast paths, if the cache has any.
     fn thaw(&self) {
         let own = self.own_offset.load(Relaxed);
-        if own != 0 {
+        if own != 0 && self.has_fast_paths() {
             self.set_cpu_offset(own);
         }
     }
@@ -185,7 +227,7 @@ impl KmemCache {
     ///
     /// # Safety
     /// The sheaf is the caller's.
-    unsafe fn flush_and_free(&'static self, sheaf: *mut Sheaf) {
+    pub(crate) unsafe fn flush_and_free(&'static self, sheaf: *mut Sheaf) {
         if !sheaf.is_null() {
             // SAFETY: the caller's promise.
             unsafe {
@@ -196,10 +238,16 @@ impl KmemCache {
     }
 
     /// Frees every slab without a used object; returns the number of pages.
-    fn discard_free_slabs(&'static self) -> usize {
+    pub(crate) fn discard_free_slabs(&'static self) -> usize {
         self.nodes()
             .map(|node| {
+                if crate::planted("reclaim looks before it locks") {
+                    let seen = node.lists.lock().first_free();
+                    arch::interleave();
+                    node.lists.lock().detach_seen(seen).discard(self);
+                }
                 let chain = node.lists.lock().detach_free();
+                arch::interleave();
                 chain.discard(self)
             })
             .sum()

@@ -8,6 +8,9 @@
 //! | value ........ |
 //! object with a constructor (or TYPESAFE_BY_RCU): freed in constructed state, so it lies behind
 //! | value ........ | free pointer |
+//!
+//! object of a cache that is debugged (see check.rs)
+//! | red zone | value ........ | red zone | who allocated | who freed | free pointer |
 //! ```
 
 use crate::cache::CacheFlags;
@@ -30,6 +33,8 @@ pub(crate) const SHEAF_CAPACITIES: [usize; 4] = [4, 12, 28, 60];
 pub(crate) struct Geometry {
     /// Distance of objects in bytes.
     pub stride: u32,
+    /// Bytes before the first object's value.
+    pub start: u32,
     /// Where in an object the free pointer is.
     pub free_ptr: u32,
     /// Usual order of a slab.
@@ -59,6 +64,29 @@ impl Geometry {
         }
         Some(Geometry {
             stride: stride as u32,
+            start: 0,
+            free_ptr: free_ptr as u32,
+            order: best_order(stride),
+            order_min: least_order(stride),
+            sheaf_class: sheaf_class(stride),
+        })
+    }
+
+    /// The geometry of the same objects with red zones and tracks around them. None: too large.
+    pub const fn debugged(size: usize, align: usize, flags: CacheFlags) -> Option<Self> {
+        if align > PAGE_SIZE || !align.is_power_of_two() || size > OBJECT_SIZE_MAX {
+            return None;
+        }
+        let align = alignment(size, align, flags);
+        let start = if align > 16 { align } else { 16 };
+        let free_ptr = crate::check::trailer(size) + crate::check::TRACKS;
+        let stride = (start + free_ptr + 8).next_multiple_of(align);
+        if stride > OBJECT_SIZE_MAX {
+            return None;
+        }
+        Some(Geometry {
+            stride: stride as u32,
+            start: start as u32,
             free_ptr: free_ptr as u32,
             order: best_order(stride),
             order_min: least_order(stride),

@@ -49,6 +49,7 @@ extern crate std;
 
 mod arc;
 mod cache;
+mod check;
 mod debug;
 mod drain;
 mod geometry;
@@ -58,7 +59,9 @@ mod list;
 mod node;
 mod object;
 mod page;
+mod reclaim;
 mod registry;
+mod report;
 mod sheaf;
 mod slow;
 #[cfg(test)]
@@ -66,13 +69,25 @@ mod tests;
 
 pub use arc::{KArc, KArcUninit};
 pub use cache::{CacheFlags, CacheStats, Ctor, CtorError, DestroyError, Dtor, KmemCache};
+pub use check::{Track, nr_quarantined, set_debug};
 pub use drain::shrink_all;
 pub use heap::{KernelHeap, kfree, kmalloc};
 pub use kbox::{KBox, KBoxUninit};
 pub use list::{Iter, List};
 pub use object::{Link, LinkArray, Object, ObjectCache, class_cache};
 pub use page_alloc::Gfp;
+pub use reclaim::{Reclaim, run_worker, set_reclaim, start_reclaim, under_pressure};
 pub use registry::slabinfo;
+pub use report::{Reporter, nr_reports, set_reporter};
+
+/// Whether a test has planted this bug. Never outside of tests.
+#[inline(always)]
+pub(crate) fn planted(_bug: &str) -> bool {
+    #[cfg(test)]
+    return tests::is_planted(_bug);
+    #[cfg(not(test))]
+    false
+}
 
 /// Memory could not be had (or a planned failure fell on this allocation).
 ///

@@ -8,6 +8,7 @@
 
 use crate::cache::{CacheFlags, KmemCache};
 use crate::page::{Slab, SlabList};
+use crate::reclaim::{self, Reclaim};
 use crate::sheaf::Barn;
 use core::ptr::NonNull;
 use ksync::rcu::{self, RcuHead};
@@ -118,6 +119,22 @@ impl Lists {
         discard.push(slab);
     }
 
+    /// For a planted bug: a slab without a used object, now.
+    pub fn first_free(&self) -> Option<Slab> {
+        self.partial.iter().find(|slab| slab.in_use() == 0)
+    }
+
+    /// For a planted bug: takes that slab, whatever has become of it.
+    pub fn detach_seen(&mut self, seen: Option<Slab>) -> Chain {
+        let mut chain = Chain::new();
+        if let Some(slab) = seen
+            && self.partial.iter().any(|s| s == slab)
+        {
+            self.detach(slab, &mut chain);
+        }
+        chain
+    }
+
     /// Moves every slab without a used object to a chain.
     pub fn detach_free(&mut self) -> Chain {
         let mut chain = Chain::new();
@@ -186,11 +203,24 @@ unsafe fn discard_rcu(head: NonNull<RcuHead>) {
     }));
 }
 
-/// Destroys the objects of a private slab and frees its pages.
+/// Destroys the objects of a private slab and frees its pages; with `slab_reclaim=worker` a slab
+/// with a destructor waits for the worker.
 fn free_slab(slab: Slab) {
-    // SAFETY: a cache outlives its slabs: destroy waits for callbacks.
+    // SAFETY: a cache outlives its slabs: destroy waits for callbacks and for the worker.
+    let cache = unsafe { &*slab.cache() };
+    if cache.dtor().is_some() && reclaim::policy() == Reclaim::Worker {
+        reclaim::defer(slab);
+    } else {
+        destroy_slab(slab);
+    }
+}
+
+/// Destroys the objects of a private slab and frees its pages, now.
+pub(crate) fn destroy_slab(slab: Slab) {
+    // SAFETY: as above.
     let cache = unsafe { &*slab.cache() };
     if let Some(dtor) = cache.dtor() {
+        let _dtor = ksync::lockdep::dtor_section();
         for i in 0..slab.objects() {
             // SAFETY: an object is never at address zero.
             dtor(unsafe { NonNull::new_unchecked(slab.object(cache, i)) });

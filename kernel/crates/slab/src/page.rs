@@ -100,9 +100,10 @@ impl Slab {
 
     /// The object with index `i`.
     pub fn object(self, cache: &KmemCache, i: usize) -> *mut u8 {
+        let g = cache.geometry();
         self.0
             .virt()
-            .wrapping_add(i * cache.geometry().stride as usize)
+            .wrapping_add(g.start as usize + i * g.stride as usize)
     }
 
     /// Hands out up to `want` objects; returns how many.

@@ -8,7 +8,8 @@
 //! Lock order: `slab_registry` > `slab_list`, percpu's locks, page_alloc's. It is taken in any
 //! context in which an allocation is allowed, and held while the parts of a cache are made.
 //!
-//! INV-REG-1: a cache is in the list exactly while `registered`.
+//! INV-REG-1: a cache is in the list exactly while `registered`, but for the last part of its
+//! destruction.
 
 use crate::cache::{CacheFlags, CacheStats, Ctor, Dtor, KmemCache};
 use crate::geometry::SHEAF_CAPACITIES;
@@ -79,6 +80,7 @@ pub(crate) fn register(cache: &'static KmemCache) -> Result<(), AllocError> {
         register_internal(&mut registry)?;
     }
     let has_sheaves = !cache.flags().contains(CacheFlags::NO_SHEAVES);
+    cache.decide_debug();
     let mut offset = 0;
     if has_sheaves {
         // Zero: valid and empty (INV-SHEAF-1).
@@ -100,7 +102,7 @@ pub(crate) fn register(cache: &'static KmemCache) -> Result<(), AllocError> {
         }
     }
     publish(&mut registry, cache);
-    if has_sheaves {
+    if cache.has_fast_paths() {
         cache.set_cpu_offset(offset);
     }
     Ok(())
@@ -162,11 +164,9 @@ unsafe fn free_parts(cache: &'static KmemCache) {
     }
 }
 
-/// Takes a cache out of the list and frees its parts.
-///
-/// # Safety
-/// As [`free_parts`].
-pub(crate) unsafe fn unregister(cache: &'static KmemCache) {
+/// Takes a cache out of the list, and waits until no walk is at it. From then on reclaim does not
+/// find it. The caller holds `slab_drain`.
+pub(crate) fn unlink(cache: &'static KmemCache) {
     let mut registry = REGISTRY.lock();
     let this = ptr::from_ref(cache).cast_mut();
     let next = cache.next.load(Relaxed);
@@ -182,9 +182,58 @@ pub(crate) unsafe fn unregister(cache: &'static KmemCache) {
             (*at).next.store(next, Relaxed);
         }
     }
+    drop(registry);
+    // Whoever is at this cache in a walk leaves without looking back at it (see `walk`).
+    while cache.pins.load(Acquire) != 0 && !crate::planted("destroy does not wait for walks") {
+        arch::cpu_relax();
+    }
+}
+
+/// Frees the parts of a cache that is out of the list.
+///
+/// # Safety
+/// As [`free_parts`].
+pub(crate) unsafe fn unregister(cache: &'static KmemCache) {
+    let _registry = REGISTRY.lock();
     cache.set_registered(false);
     // SAFETY: the caller's promise.
     unsafe { free_parts(cache) };
+}
+
+/// Calls `f` with each cache, no lock held; a cache does not go while `f` has it. For reclaim in
+/// any context: if the list is locked (perhaps by the caller), nothing is done. Caches that come or
+/// go meanwhile may be missed.
+pub(crate) fn walk(mut f: impl FnMut(&'static KmemCache)) {
+    let pin = |at: *mut KmemCache| {
+        // SAFETY: caches in the list are live while it is locked (INV-REG-1).
+        let cache = unsafe { at.cast_const().as_ref() }?;
+        cache.pins.fetch_add(1, Relaxed);
+        Some(cache)
+    };
+    let Some(registry) = REGISTRY.try_lock() else {
+        return;
+    };
+    let mut at = pin(registry.head);
+    drop(registry);
+    while let Some(cache) = at {
+        f(cache);
+        let registry = REGISTRY.lock();
+        // A cache that is being destroyed is out of the list, but its `next` still leads into it or to
+        // one that went later, whose memory may be gone: stop there.
+        let mut listed = registry.head;
+        let this = ptr::from_ref(cache).cast_mut();
+        // SAFETY: as above.
+        while !listed.is_null() && listed != this {
+            listed = unsafe { (*listed).next.load(Relaxed) };
+        }
+        at = if listed.is_null() {
+            None
+        } else {
+            pin(cache.next.load(Relaxed))
+        };
+        drop(registry);
+        cache.pins.fetch_sub(1, Release);
+    }
 }
 
 impl KmemCache {

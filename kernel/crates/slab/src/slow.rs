@@ -16,9 +16,10 @@ use crate::cache::{CacheFlags, KmemCache, bump, is_remote};
 use crate::node::return_objects;
 use crate::page::Slab;
 use crate::sheaf::{CpuCache, Sheaf};
-use crate::{AllocError, debug, registry};
+use crate::{AllocError, check, debug, registry};
 use core::ptr::{self, NonNull};
 use core::slice;
+use core::sync::atomic::Ordering::Relaxed;
 use ksync::{PreemptGuard, arch};
 use page_alloc::{Gfp, PageKind, PageRef};
 
@@ -120,11 +121,29 @@ impl KmemCache {
         node: usize,
         gfp: Gfp,
     ) -> Result<NonNull<u8>, AllocError> {
-        let object = self
-            .take_one(node)
-            .map_or_else(|| self.take_elsewhere(node, gfp), Ok)?;
-        self.count(|part| bump(&part.allocs));
-        Ok(object)
+        let (node, gfp) = self.apply_policy(node, gfp);
+        loop {
+            let object = self
+                .take_one(node)
+                .map_or_else(|| self.take_elsewhere(node, gfp), Ok)?;
+            if !self.is_debugged() || check::on_alloc(self, object.as_ptr()) {
+                self.count(|part| bump(&part.allocs));
+                return Ok(object);
+            }
+            // Damaged: it stays handed out, to nobody.
+        }
+    }
+
+    /// Where the cache's flags want the next object from.
+    fn apply_policy(&self, node: usize, gfp: Gfp) -> (usize, Gfp) {
+        if self.flags().contains(CacheFlags::INTERLEAVE) {
+            let turn = self.rotor.fetch_add(1, Relaxed) as usize;
+            return (turn % arch::nr_node_ids(), gfp);
+        }
+        if self.flags().contains(CacheFlags::THIS_NODE) {
+            return (node, gfp | Gfp::THISNODE);
+        }
+        (node, gfp)
     }
 
     fn take_elsewhere(&'static self, node: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
@@ -167,6 +186,9 @@ impl KmemCache {
         page.set_kind(PageKind::Slab);
         let slab = Slab::new(page, self, g.objects(page.order()));
         debug::init_slab(slab);
+        if self.is_debugged() {
+            check::init_slab(self, slab);
+        }
         if let Err(e) = self.construct(slab) {
             page_alloc::free_pages(page);
             return Err(e);
@@ -199,6 +221,9 @@ impl KmemCache {
     #[cold]
     #[inline(never)]
     pub(crate) unsafe fn free_slow(&'static self, object: NonNull<u8>) {
+        if self.is_debugged() && !check::on_free(self, object.as_ptr()) {
+            return;
+        }
         let _guard = PreemptGuard::new();
         self.count(|part| bump(&part.frees));
         let kept = !self.is_closed() && {
@@ -206,7 +231,7 @@ impl KmemCache {
             // SAFETY: preemption is off and the cache is not frozen (INV-SHEAF-1).
             unsafe {
                 debug::enter(cpu);
-                let kept = if is_remote(object) {
+                let kept = if is_remote(object) && !crate::planted("remote objects stay") {
                     self.push_remote(cpu, object)
                 } else {
                     self.push_or_flush(cpu, object)
@@ -272,10 +297,11 @@ impl KmemCache {
             if empty.is_null() {
                 return false;
             }
+            arch::interleave();
             let main = CpuCache::take_main(cpu);
             if to_spare {
                 (*cpu).spare = main;
-            } else if !barn.lock().put_full(main) {
+            } else if !barn.lock().put_full(main) && !crate::planted("a full barn drops a sheaf") {
                 // Another CPU of the node was faster.
                 self.flush(main, (*main).size);
                 (*main).size = 0;

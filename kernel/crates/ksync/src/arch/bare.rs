@@ -204,6 +204,7 @@ pub fn preempt_count() -> u32 {
 #[inline]
 pub fn park() {
     debug_assert!(preempt_count() == 0 && !irqs_disabled());
+    crate::lockdep::might_sleep();
     // SAFETY: the hook's contract is the caller's.
     unsafe { hooks::tine_park() }
 }

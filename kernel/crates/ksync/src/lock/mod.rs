@@ -38,6 +38,7 @@ pub use ticket::Ticket;
 
 use crate::LockClass;
 use crate::arch::{self, IrqFlags};
+use crate::lockdep::How;
 use crate::lockstat::{self, HoldStart};
 use crate::sync::const_unless_loom;
 use core::cell::UnsafeCell;
@@ -155,7 +156,7 @@ impl<T: ?Sized, B: Backend> Lock<T, B> {
         Some(Guard {
             lock: self,
             state,
-            since: lockstat::try_acquired(|| self.class),
+            since: lockstat::try_acquired(|| self.class, How::Spin),
             _not_send: PhantomData,
         })
     }
@@ -173,7 +174,7 @@ impl<T: ?Sized, B: Backend> Lock<T, B> {
         Some(IrqGuard {
             lock: self,
             state,
-            since: lockstat::try_acquired(|| self.class),
+            since: lockstat::try_acquired(|| self.class, How::Spin),
             flags,
             _not_send: PhantomData,
         })
@@ -196,7 +197,12 @@ impl<T: ?Sized, B: Backend> Lock<T, B> {
 
     #[inline(always)]
     fn acquire(&self) -> (B::State, HoldStart) {
-        lockstat::acquire(|| self.class, || self.raw.try_lock(), || self.raw.lock())
+        lockstat::acquire(
+            || self.class,
+            How::Spin,
+            || self.raw.try_lock(),
+            || self.raw.lock(),
+        )
     }
 }
 

@@ -265,3 +265,121 @@ fn use_in_an_interrupt_handler_is_found() {
     assert_eq!(cache.active(), 0);
     destroy(cache).unwrap();
 }
+
+#[test]
+fn bulk_is_all_or_nothing() {
+    let _machine = machine();
+    let before = free_pages();
+    let cache = test_cache("bulk", 512, 8, CacheFlags::empty());
+    let mut out = [core::ptr::null_mut(); 150];
+    on(0, || {
+        for n in [0, 1, 27, 28, 29, 150] {
+            cache.alloc_bulk(Gfp::empty(), &mut out[..n]).unwrap();
+            assert_eq!(cache.active(), n);
+            let mut sorted = out[..n].to_vec();
+            sorted.sort_unstable();
+            sorted.dedup();
+            assert_eq!(sorted.len(), n);
+            // SAFETY: just taken.
+            unsafe { cache.free_bulk(&out[..n]) };
+            assert_eq!(cache.active(), 0);
+        }
+        // Objects of both nodes at once.
+        cache.alloc_bulk(Gfp::empty(), &mut out[..40]).unwrap();
+    });
+    on(NR_CPUS - 1, || {
+        cache.alloc_bulk(Gfp::empty(), &mut out[40..80]).unwrap()
+    });
+    out[..80].rotate_left(20);
+    // SAFETY: just taken.
+    on(0, || unsafe { cache.free_bulk(&out[..80]) });
+    assert_eq!(cache.active(), 0);
+    let hog = Hog::new();
+    let mut many = std::vec![core::ptr::null_mut(); 5000];
+    assert_eq!(cache.alloc_bulk(Gfp::empty(), &mut many), Err(AllocError));
+    assert_eq!(cache.active(), 0);
+    drop(hog);
+    assert!(fault_inject::set_fail_nth(1));
+    assert_eq!(cache.alloc_bulk(Gfp::empty(), &mut out), Err(AllocError));
+    destroy(cache).unwrap();
+    assert_eq!(free_pages(), before);
+}
+
+#[test]
+fn node_policies() {
+    let _machine = machine();
+    let spread = test_cache("spread", 1024, 8, CacheFlags::INTERLEAVE);
+    let objects: Vec<_> = on(0, || (0..20).map(|_| take(spread).unwrap()).collect());
+    let far = objects.iter().filter(|&&o| node_of(o) == 1).count();
+    assert_eq!(far, 10);
+    objects.into_iter().for_each(|o| give_back(spread, o));
+    let strict = test_cache("strict", 1024, 8, CacheFlags::THIS_NODE);
+    let hog = Hog::node(0);
+    assert_eq!(on(0, || take(strict)), Err(AllocError));
+    let object = on(NR_CPUS - 1, || take(strict)).unwrap();
+    assert_eq!(node_of(object), 1);
+    give_back(strict, object);
+    drop(hog);
+    assert_eq!((destroy(spread), destroy(strict)), (Ok(()), Ok(())));
+}
+
+#[test]
+fn pressure_takes_what_it_may() {
+    let _machine = machine();
+    let fill = |cache| {
+        let objects: Vec<_> = (0..100).map(|_| on(0, || take(cache).unwrap())).collect();
+        objects
+            .into_iter()
+            .for_each(|o| on(0, || give_back(cache, o)));
+        cache.stats().pages
+    };
+    let plain = test_cache("plain", 4096, 8, CacheFlags::empty());
+    let kept = test_cache("kept", 4096, 8, CacheFlags::NO_RECLAIM);
+    let built = KmemCache::create(
+        "built",
+        4096,
+        8,
+        Some(ctor),
+        Some(dtor),
+        CacheFlags::empty(),
+    )
+    .unwrap();
+    let (had, keeps, has_built) = (fill(plain), fill(kept), fill(built));
+    set_reclaim(Reclaim::Worker);
+    assert!(under_pressure() > 0);
+    // What two sheaves of CPU 0 hold needs the worker.
+    assert!(plain.stats().pages < had && plain.stats().pages <= 3 * 8);
+    assert_eq!(
+        (kept.stats().pages, built.stats().pages),
+        (keeps, has_built)
+    );
+    set_reclaim(Reclaim::Inline);
+    under_pressure();
+    assert!(built.stats().pages < has_built && nr_built() < 40);
+    assert_eq!(kept.stats().pages, keeps);
+    for cache in [plain, kept, built] {
+        destroy(cache).unwrap();
+    }
+    assert_eq!(nr_built(), 0);
+}
+
+#[test]
+fn an_allocation_that_fails_takes_from_the_caches() {
+    let _machine = machine();
+    let cache = test_cache("hoard", 4096, 8, CacheFlags::empty());
+    let objects: Vec<_> = (0..200).map(|_| on(0, || take(cache).unwrap())).collect();
+    let hog = Hog::new();
+    objects
+        .into_iter()
+        .for_each(|o| on(0, || give_back(cache, o)));
+    page_alloc::set_pressure_hook(under_pressure);
+    let mut got = Vec::new();
+    while let Ok(page) = page_alloc::alloc_page(Gfp::NOFAULT_INJECT) {
+        got.push(page);
+    }
+    page_alloc::set_pressure_hook(|| 0);
+    assert!(got.len() >= 100, "{}", got.len());
+    got.into_iter().for_each(PageRef::put);
+    drop(hog);
+    destroy(cache).unwrap();
+}

@@ -1,6 +1,8 @@
 //! Tests of caches on an emulated machine of 4 CPUs and 2 nodes.
 
 mod cache;
+mod check;
+mod interleave;
 mod model;
 mod pointers;
 mod stress;
@@ -12,6 +14,21 @@ use ksync::{arch, rcu};
 use page_alloc::PageRef;
 use std::sync::{Mutex, MutexGuard};
 use std::vec::Vec;
+
+/// The bug that a test has planted.
+static PLANTED: Mutex<&'static str> = Mutex::new("");
+
+pub fn is_planted(bug: &str) -> bool {
+    *PLANTED.lock().unwrap_or_else(|e| e.into_inner()) == bug
+}
+
+/// Runs `f` with a bug in the code.
+pub fn with_bug<R>(bug: &'static str, f: impl FnOnce() -> R) -> R {
+    *PLANTED.lock().unwrap() = bug;
+    let r = f();
+    *PLANTED.lock().unwrap() = "";
+    r
+}
 
 pub const NR_CPUS: usize = 4;
 pub const NR_NODES: usize = 2;
