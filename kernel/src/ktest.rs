@@ -20,6 +20,7 @@ pub fn run(test: TestWord) {
                 unsafe { core::ptr::without_provenance::<u64>(0xdead_f000).read_volatile() };
             println!("read {value} from nowhere");
         }
+        TestWord::Lockdep => crate::debug::plant_lock_bugs(),
         TestWord::FaultInject => crate::bench::inject::run(),
     }
 }

@@ -19,6 +19,7 @@ mod acpi_tables;
 mod arch;
 mod bench;
 mod boot_mem;
+mod debug;
 mod errno;
 mod files;
 mod kstats;

@@ -1,6 +1,6 @@
 //! The words of the boot line.
 
-use crate::bench::{BenchWord, LockWord};
+use crate::bench::{BenchWord, LockWord, PercpuOp, SlabPattern};
 use kparam::Text;
 
 kparam::choices! {
@@ -52,6 +52,8 @@ kparam::choices! {
         Lockup = "lockup",
         /// A read of an address that is not mapped.
         NullRead = "null-read",
+        /// Two locks in both orders, and a destructor that takes a lock: lockdep reports both.
+        Lockdep = "lockdep",
         /// Every allocation of fork and exec fails once; nothing may be lost.
         FaultInject = "fault-inject",
     }
@@ -83,6 +85,16 @@ kparam::choices! {
     }
 }
 
+kparam::choices! {
+    /// Where slabs with destructors are reclaimed.
+    pub enum ReclaimWord {
+        /// Where memory runs out, or the last object is freed.
+        Inline = "inline",
+        /// In a thread of their own.
+        Worker = "worker",
+    }
+}
+
 kparam::params! {
     /// What the boot line can say.
     pub struct BootParams {
@@ -100,6 +112,12 @@ kparam::params! {
         workers: Option<u64> = None,
         /// Where a benchmark's workers run.
         place: Place = Place::Pinned,
+        /// Who frees what (bench=slab).
+        slab_pattern: SlabPattern = SlabPattern::Same,
+        /// Objects that a worker holds at its peak (bench=slab).
+        slab_cached: u64 = 32,
+        /// What is done (bench=percpu).
+        percpu_op: PercpuOp = PercpuOp::Zeroed,
         /// Subject of the lock laboratory (bench=locks).
         lock: LockWord = LockWord::Spin,
         /// Of a hundred operations on a reader-writer lock, how many read.
@@ -108,6 +126,14 @@ kparam::params! {
         phases: Switch = Switch::Off,
         /// Count acquisitions, waiting and holding by lock class.
         lockstat: Switch = Switch::Off,
+        /// Check the order of locks, and where they are taken.
+        lockdep: Switch = Switch::Off,
+        /// Caches with red zones, poison and tracks: on, or names separated by commas.
+        slab_debug: Option<Text<128>> = None,
+        /// Where slabs with destructors are reclaimed.
+        slab_reclaim: ReclaimWord = ReclaimWord::Inline,
+        /// Make per-CPU areas for at least so many CPUs, whether they are there or not.
+        possible: u64 = 0,
         /// Fail on purpose.
         test: Option<TestWord> = None,
         /// How pids are kept.

@@ -2,11 +2,10 @@
 
 use crate::arch::{self, apic, clock, fpu, gdt, paging, smp, uaccess};
 use crate::params::{self, Switch};
-use crate::{
-    acpi_tables, bench, boot_mem, console, files, ktest, process, random, sched, watchdog,
-};
+use crate::{acpi_tables, bench, boot_mem, console, debug, files, ktest, process, random, sched, watchdog};
 use bootloader_api::BootInfo;
 use bundle::BundleInfo;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use ksync::arch::CpuHead;
 use ksync::{lockstat, rcu, static_key, trace};
 use slab::KArc;
@@ -16,6 +15,7 @@ use task::{PidNamespace, Process, Task};
 use topology::Topology;
 
 static TOPOLOGY: spin::Once<Topology> = spin::Once::new();
+static NR_PRESENT: AtomicUsize = AtomicUsize::new(1);
 static BUNDLE: spin::Once<&'static BundleInfo> = spin::Once::new();
 
 /// The boot CPU's head until its window is mapped.
@@ -60,13 +60,14 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
     params::init(line);
     let params = params::get();
     console::set_quiet(params.quiet);
+    debug::init(params);
 
     let mut machine = Topology::EMPTY;
     let firmware = acpi_tables::read(boot.rsdp_addr.into_option(), &mut machine);
     for warning in firmware.warnings.iter() {
         println!("warning: {warning}");
     }
-    adopt_topology(machine, params.maxcpus as usize);
+    adopt_topology(machine, params.maxcpus as usize, params.possible as usize);
     boot_mem::init(boot, topology());
     random::init(matches!(
         params.mode,
@@ -91,6 +92,7 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
 
     ksync::arch::preempt_enable_no_resched();
     process::kernel_thread("init", first_process, 0).expect("memory for the first process");
+    debug::start_reclaim(params);
     sched::run_idle_loop(0)
 }
 
@@ -105,7 +107,7 @@ fn early_head() {
 }
 
 /// Tells the crates below how many CPUs and nodes there are.
-fn adopt_topology(mut machine: Topology, max_cpus: usize) {
+fn adopt_topology(mut machine: Topology, max_cpus: usize, possible: usize) {
     let boot_id = boot_apic_id();
     if !machine.set_boot_cpu(boot_id) {
         println!(
@@ -114,13 +116,24 @@ fn adopt_topology(mut machine: Topology, max_cpus: usize) {
     }
     let cpus = machine.enabled_cpus();
     let nr = cpus.len().min(max_cpus).max(1);
-    ksync::arch::set_nr_cpu_ids(nr);
+    let possible = possible.clamp(nr, ksync::NR_CPUS);
+    ksync::arch::set_nr_cpu_ids(possible);
     ksync::arch::set_nr_node_ids(machine.nr_nodes().max(1));
     for (cpu, desc) in cpus.iter().enumerate().take(nr) {
         ksync::arch::set_cpu_node(cpu, desc.node);
         smp::set_apic_id(cpu, desc.apic_id);
     }
+    // CPUs that are not there have memory all the same, spread over the nodes like those that are.
+    for cpu in nr..possible {
+        ksync::arch::set_cpu_node(cpu, ksync::arch::cpu_to_node(cpu % nr));
+    }
+    NR_PRESENT.store(nr, Relaxed);
     TOPOLOGY.call_once(|| machine);
+}
+
+/// CPUs that the machine has and that boot starts; the possible ones may be more.
+pub fn nr_present() -> usize {
+    NR_PRESENT.load(Relaxed)
 }
 
 fn boot_apic_id() -> u32 {
@@ -142,6 +155,9 @@ fn patch_text(params: &params::BootParams) {
                 .take(lockstat::storage_len())
                 .collect();
         lockstat::enable(storage.leak());
+    }
+    if params.lockdep == Switch::On {
+        debug::enable_lockdep();
     }
     if params.phases == Switch::On {
         trace::TRACE.enable();
@@ -201,7 +217,7 @@ fn idle_tasks() -> impl Fn(usize) -> KArc<Task> {
 }
 
 fn start_other_cpus() {
-    let nr = ksync::arch::nr_cpu_ids();
+    let nr = nr_present();
     if let Err(online) = smp::start_others(nr) {
         panic!("the MADT lists {nr} CPUs, of which {online} came up");
     }

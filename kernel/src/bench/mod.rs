@@ -19,6 +19,8 @@ mod window;
 pub mod inject;
 
 pub use locks::LockWord;
+pub use self::percpu::PercpuOp;
+pub use self::slab::SlabPattern;
 
 use crate::errno::Errno;
 use alloc::string::String;
@@ -86,6 +88,10 @@ benchmarks! {
     storm::Storm = "storm",
     /// Take a pid and give it back; `depth` namespaces down.
     pid::PidAlloc = "pid",
+    /// Objects allocated and freed, by one CPU and across.
+    slab::Slab = "slab",
+    /// Per-CPU memory, and counters.
+    percpu::Percpu = "percpu",
     /// The lock laboratory: one critical section, or one counter, for all.
     locks::Locks = "locks",
 }

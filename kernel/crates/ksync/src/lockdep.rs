@@ -144,10 +144,13 @@ static CHAINS: Graph = Graph(core::cell::UnsafeCell::new(Chains {
 }));
 static GRAPH_LOCK: AtomicBool = AtomicBool::new(false);
 static EDGES: [[AtomicU64; WORDS]; NODES] = [const { [const { AtomicU64::new(0) }; WORDS] }; NODES];
-/// Bits of a class: see `IN_IRQ` and `IRQS_ON`.
+/// Bits of a class: how it is taken, what was reported.
 static USAGE: [AtomicU8; NODES] = [const { AtomicU8::new(0) }; NODES];
 const IN_IRQ: u8 = 1;
 const IRQS_ON: u8 = 2;
+/// Reported: each once per class.
+const IN_DTOR: u8 = 4;
+const LEAF_IRQS_ON: u8 = 8;
 static NR_EDGES: AtomicU32 = AtomicU32::new(0);
 static NR_REPORTS: AtomicU32 = AtomicU32::new(0);
 static IRQ_DEPTH: [AtomicU32; NR_CPUS] = [const { AtomicU32::new(0) }; NR_CPUS];
@@ -406,10 +409,11 @@ pub(crate) fn acquire(class: &'static LockClass, how: How, tried: bool) {
                 nr += 1;
             }
         };
-        if s.dtors > 0 && !here.leaf {
+        let first = |bit: u8| USAGE[here.node as usize].fetch_or(bit, Relaxed) & bit == 0;
+        if s.dtors > 0 && !here.leaf && first(IN_DTOR) {
             note(Wrong::Dtor);
         }
-        if here.leaf && !irqs_off {
+        if here.leaf && !irqs_off && first(LEAF_IRQS_ON) {
             note(Wrong::LeafIrqsOn);
         }
         let held = &s.held[..s.depth];
@@ -419,7 +423,12 @@ pub(crate) fn acquire(class: &'static LockClass, how: How, tried: bool) {
         if !tried {
             for h in held {
                 if h.node == here.node {
-                    note(Wrong::Recursive(*h));
+                    let bit = 1 << (here.node % 64);
+                    if EDGES[h.node as usize][here.node as usize / 64].fetch_or(bit, Relaxed) & bit
+                        == 0
+                    {
+                        note(Wrong::Recursive(*h));
+                    }
                 } else if !has_edge(h.node as usize, here.node as usize) && add_edge(h, &here) {
                     note(Wrong::Cycle);
                 }
@@ -501,7 +510,7 @@ fn note_usage(node: usize, irqs_off: bool) -> Option<Wrong> {
     if bit == 0 || USAGE[node].fetch_or(bit, Relaxed) & bit != 0 {
         return None;
     }
-    if USAGE[node].load(Relaxed) == IN_IRQ | IRQS_ON {
+    if USAGE[node].load(Relaxed) & (IN_IRQ | IRQS_ON) == IN_IRQ | IRQS_ON {
         return Some(Wrong::IrqUnsafe);
     }
     // A holder of an interrupt's lock that waits for one whose holder may be interrupted.

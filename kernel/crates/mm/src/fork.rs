@@ -46,6 +46,7 @@ struct Copied {
 pub(crate) fn dup_mm(parent: &MmUser) -> Result<MmUser, MmError> {
     let child = Mm::new()?;
     let mut old = parent.mmap_lock().write();
+    ksync::lockdep::nested();
     let mut new = child.mmap_lock().write();
     new.inherit(&old);
     let mut copied = Copied {

@@ -229,6 +229,28 @@ pub fn alloc_gfp(layout: Layout, zero: Zero, gfp: Gfp) -> Result<usize, OutOfMem
     Ok(offset)
 }
 
+/// Fills `offsets` with allocations of one layout, or with none: one hold of the lock, one pass over the CPUs. They lie
+/// side by side, and are freed one by one. Contexts and fault injection as [`alloc`].
+pub fn alloc_batch(layout: Layout, zero: Zero, offsets: &mut [usize]) -> Result<(), OutOfMemory> {
+    let step = granules(layout.size()) * GRANULE;
+    let step = step.next_multiple_of(layout.align().max(GRANULE));
+    let whole = step.checked_mul(offsets.len()).ok_or(OutOfMemory)?;
+    if offsets.is_empty() {
+        return Ok(());
+    }
+    let whole = Layout::from_size_align(whole, layout.align()).map_err(|_| OutOfMemory)?;
+    let first = alloc(whole, zero)?;
+    let used = granules(layout.size()) * GRANULE;
+    for (i, offset) in offsets.iter_mut().enumerate() {
+        *offset = first + i * step;
+        if step > used {
+            // Padding that no single free would give back.
+            release(*offset + used, (step - used) / GRANULE);
+        }
+    }
+    Ok(())
+}
+
 /// Frees what [`alloc`] returned. `size` is the layout's. Any context but hard IRQ. Panics if the
 /// range is not allocated.
 ///

@@ -29,9 +29,14 @@ pub struct PercpuCounter {
 impl PercpuCounter {
     /// A counter that starts at `value`.
     pub fn new(value: i64) -> Result<Self, OutOfMemory> {
+        Self::with_batch(value, (2 * arch::nr_cpu_ids() as i32).max(32))
+    }
+
+    /// A counter whose deltas stay below `batch`: `read` is off by less than that per CPU. 1 or more.
+    pub fn with_batch(value: i64, batch: i32) -> Result<Self, OutOfMemory> {
         Ok(PercpuCounter {
             deltas: PerCpu::new_zeroed()?,
-            batch: (2 * arch::nr_cpu_ids() as i32).max(32),
+            batch: batch.max(1),
             total: AtomicI64::new(value),
             lock: SpinLock::new((), &CLASS),
         })

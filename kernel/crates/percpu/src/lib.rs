@@ -50,12 +50,15 @@ mod map;
 mod ptr;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 pub use chunk::{
-    FirstChunk, PercpuMemory, Stats, alloc, alloc_gfp, ensure_ready, free, init, shrink, stats,
+    FirstChunk, PercpuMemory, Stats, alloc, alloc_batch, alloc_gfp, ensure_ready, free, init,
+    shrink, stats,
 };
 pub use counter::PercpuCounter;
 pub use ptr::{PerCpu, PreemptOff, Zeroable};
+pub use tree::TreeCounter;
 
 pub use page_alloc::{Gfp, OutOfMemory};
 

@@ -100,6 +100,7 @@ fn reparent_children(process: &KArc<Process>) {
         return;
     };
     let mut reaper_state = reaper.lock.lock();
+    ksync::lockdep::nested();
     let mut state = process.lock.lock();
     for child in state.children.iter() {
         *child.parent.lock() = Some(reaper.clone());
@@ -147,6 +148,7 @@ fn child_info(process: &Process, parent: &Process, signo: Signo, status: i32) ->
 fn finish_process(process: &KArc<Process>) {
     let outcome = process.with_parent_locked(|parent, parent_state| {
         let status = {
+            ksync::lockdep::nested();
             let mut state = process.lock.lock();
             state.zombie = true;
             state.exit_status
@@ -187,6 +189,7 @@ pub fn release(process: &KArc<Process>) {
 
 /// Takes a zombie's account: its parent's lock is held, the zombie leaves the list.
 pub(crate) fn account(parent: &mut ProcessState, child: &Process) {
+    ksync::lockdep::nested();
     let state = child.lock.lock();
     parent.reaped_children_ns += state.dead_threads_ns + state.reaped_children_ns;
 }

@@ -194,9 +194,9 @@ fn fill(task: &KArc<Task>, cur: &Task, args: &CloneArgs, mm: Option<MmUser>) {
         Ordering::Relaxed,
     );
     *task.mm.lock() = mm;
-    task.blocked
-        .store(cur.blocked.load(Ordering::Relaxed), Ordering::Relaxed);
-    *task.comm.lock() = *cur.comm.lock();
+    task.blocked.store(cur.blocked.load(Ordering::Relaxed), Ordering::Relaxed);
+    let comm = *cur.comm.lock();
+    *task.comm.lock() = comm;
     if args.flags & clone::CHILD_SETTID != 0 {
         task.set_child_tid.store(args.child_tid, Ordering::Relaxed);
     }
@@ -206,7 +206,8 @@ fn fill(task: &KArc<Task>, cur: &Task, args: &CloneArgs, mm: Option<MmUser>) {
     }
     // The alternate stack is kept only by a child that runs on a copy of the memory, or on the parent's while it waits.
     if args.flags & (clone::VM | clone::VFORK) != clone::VM {
-        *task.altstack.lock() = *cur.altstack.lock();
+        let altstack = *cur.altstack.lock();
+        *task.altstack.lock() = altstack;
     }
     if cur.entity.restricted.load(Ordering::Relaxed) {
         task.entity.allowed.or_with(&cur.entity.allowed);
@@ -298,12 +299,8 @@ fn link_process(
     let process = &task.process;
     process.start_time_ns.store(now_ns, Ordering::Relaxed);
     *process.parent.lock() = Some(parent.clone());
-    process
-        .lock
-        .lock()
-        .threads
-        .push_back(task.clone())
-        .unwrap_or_else(|_| linked_twice());
+    ksync::lockdep::nested();
+    process.lock.lock().threads.push_back(task.clone()).unwrap_or_else(|_| linked_twice());
     process.thread_linked();
     state
         .children

@@ -11,7 +11,11 @@ use crate::task::Task;
 use crate::wait::{self, Which, options};
 use crate::{PidNamespace, TaskError, TaskPid};
 use pid::{PidType, find_ge_pid, find_pid_ns, free_pid, pid_nr_ns};
+use alloc::vec::Vec;
 use slab::KArc;
+
+/// Members of a group that are looked up under one hold of its list.
+const BATCH: usize = 32;
 
 /// A pid that was taken and not yet published; dropping it gives the number back.
 pub struct PidHandle {
@@ -39,6 +43,7 @@ impl PidHandle {
         if is_new_process {
             join(&pid, PidType::Tgid);
             let (pgrp, session) = {
+                ksync::lockdep::nested();
                 let state = task.process.lock.lock();
                 (state.pgrp.clone(), state.session.clone())
             };
@@ -171,13 +176,25 @@ pub fn next_process(nr: u32, namespace: &PidNamespace) -> Option<(u32, KArc<Proc
 
 /// Calls `f` for each process of a group; returns how many there were.
 pub fn for_each_in_group(pgrp: &TaskPid, mut f: impl FnMut(&KArc<Process>)) -> usize {
-    let mut found = 0;
-    pgrp.for_each_task(PidType::Pgid, |task| {
-        found += 1;
-        f(&task.process);
-        true
-    });
-    found
+    let mut seen: Vec<KArc<Process>> = Vec::new();
+    loop {
+        let first = seen.len();
+        if seen.try_reserve(BATCH).is_err() {
+            return first;
+        }
+        // `f` takes process locks, under which fork takes the list's: so it is called without. Children that came
+        // while it ran are found by the next look.
+        pgrp.for_each_task(PidType::Pgid, |task| {
+            if !seen.iter().any(|p| KArc::ptr_eq(p, &task.process)) {
+                seen.push(task.process.clone());
+            }
+            seen.len() - first < BATCH
+        });
+        if seen.len() == first {
+            return first;
+        }
+        seen[first..].iter().for_each(&mut f);
+    }
 }
 
 /// Moves a process to group `pgrp`. Its parent's lock or its own situation keeps it from being reaped meanwhile.

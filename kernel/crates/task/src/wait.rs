@@ -48,7 +48,10 @@ fn matches(child: &Process, which: &Which) -> bool {
     match which {
         Which::Any => true,
         Which::Pid(pid) => KArc::ptr_eq(&child.pid, pid),
-        Which::Group(pgrp) => KArc::ptr_eq(&child.lock.lock().pgrp, pgrp),
+        Which::Group(pgrp) => {
+            ksync::lockdep::nested(); // under its parent's
+            KArc::ptr_eq(&child.lock.lock().pgrp, pgrp)
+        }
         Which::Nobody => false,
     }
 }
@@ -71,6 +74,7 @@ fn try_reap(
     let wanted = |c: &KArc<Process>| matches(c, which) && exit_signal_matches(c, options);
     if let Some(child) = state.zombies.iter().find(|c| wanted(c)) {
         let reaped = {
+            ksync::lockdep::nested();
             let dead = child.lock.lock();
             Reaped {
                 pid: crate::pids::nr_in(&child.pid, cur.pid()),

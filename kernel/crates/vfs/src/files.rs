@@ -473,6 +473,7 @@ impl Files {
         {
             // Two tables of one class at once; nobody else can lock the new one.
             let from = self.lock();
+            ksync::lockdep::nested();
             let mut to = copy.lock();
             to.first.copy_from(&from.first);
             to.next_fd = from.next_fd.min((!to.first.open).trailing_zeros());

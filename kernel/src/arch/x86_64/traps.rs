@@ -56,7 +56,11 @@ pub extern "C" fn do_trap(regs: &mut PtRegs) {
     regs.orig_rax = super::entry::NO_SYSCALL;
     match vector {
         PAGE_FAULT => page_fault(regs, error),
-        32.. => interrupt(vector as u8, regs),
+        32.. => {
+            ksync::lockdep::irq_enter();
+            interrupt(vector as u8, regs);
+            ksync::lockdep::irq_exit();
+        }
         NMI => crate::panic::nmi(regs),
         DOUBLE_FAULT => double_fault(regs),
         _ if regs.user_mode() => user_exception(vector, error, regs),
