@@ -208,6 +208,16 @@ impl PageRef {
         Self::from_phys(arch::virt_to_phys(va))
     }
 
+    /// The node of the memory at `va`, which is in an allocated block that stays allocated during the call. For fast
+    /// paths: one byte of the descriptor is looked at.
+    #[inline(always)]
+    pub fn node_of_virt(va: *const u8) -> usize {
+        const { assert!(core::mem::offset_of!(Page, tag) == 0 && cfg!(target_endian = "little")) };
+        let tag = arch::page_desc_of(va) as *const u8;
+        // SAFETY: INV-PAGE-1; the tag of an allocated block's frames does not change, so nothing races with the read.
+        unsafe { tag.add(2).read() as usize }
+    }
+
     /// Back from [`PageRef::as_ptr`]: for page pointers stored in xarray entries and lists.
     ///
     /// # Safety

@@ -331,17 +331,16 @@ impl KmemCache {
         let cpu = self.this_cpu();
         // SAFETY: preemption is off (INV-SHEAF-1); the objects below `size` are free (INV-SHEAF-2).
         let object = unsafe {
-            let n = (*cpu).size;
-            if n == 0 {
+            let Some(n) = (*cpu).size.checked_sub(1) else {
                 arch::preempt_enable();
                 return None;
-            }
+            };
             debug::enter(cpu);
             arch::interleave();
             debug_assert!(!(*cpu).main.is_null(), "slab: a sheaf left a fast path");
-            (*cpu).size = n - 1;
+            (*cpu).size = n;
             bump(&(*cpu).allocs);
-            let object = Sheaf::objects((*cpu).main).add(n as usize - 1).read();
+            let object = Sheaf::objects((*cpu).main).add(n as usize).read();
             debug::leave(cpu);
             NonNull::new_unchecked(object)
         };
@@ -540,5 +539,5 @@ fn add(count: &AtomicU64, n: u64) {
 #[inline(always)]
 pub(crate) fn is_remote(object: NonNull<u8>) -> bool {
     // No look at the number of nodes first: it would cost more than it saves.
-    PageRef::from_virt(object.as_ptr()).node() != arch::numa_node_id()
+    PageRef::node_of_virt(object.as_ptr()) != arch::numa_node_id()
 }

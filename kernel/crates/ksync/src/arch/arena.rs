@@ -66,6 +66,12 @@ pub fn phys_to_virt(pa: usize) -> *mut u8 {
     (arena.direct + pa) as *mut u8
 }
 
+/// Address of the descriptor of the page that holds `va`.
+#[inline]
+pub fn page_desc_of(va: *const u8) -> usize {
+    vmemmap_base() + (virt_to_phys(va) >> 12) * 64
+}
+
 /// Physical address behind an arena address.
 #[inline]
 pub fn virt_to_phys(va: *const u8) -> usize {

@@ -123,6 +123,19 @@ pub fn vmemmap_base() -> usize {
     VMEMMAP_BASE
 }
 
+/// Address of the descriptor of the page that holds direct-map address `va`: four instructions, one constant.
+#[inline(always)]
+pub fn page_desc_of(va: *const u8) -> usize {
+    const _: () = assert!(DIRECT_MAP_BASE.is_multiple_of(1 << 18));
+    let mut at = va as usize;
+    // Two shifts, which the compiler would turn into a shift and a mask of ten bytes.
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("shr {at}, 12", "shl {at}, 6", at = inout(reg) at, options(pure, nomem, nostack))
+    };
+    at.wrapping_add(VMEMMAP_BASE.wrapping_sub(DIRECT_MAP_BASE >> 6))
+}
+
 #[inline(always)]
 fn save_flags() -> usize {
     let f: usize;

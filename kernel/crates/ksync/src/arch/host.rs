@@ -20,8 +20,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
 pub use super::arena::{
-    PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, percpu_base, phys_to_virt,
-    virt_to_phys, vmemmap_base,
+    PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, page_desc_of, percpu_base,
+    phys_to_virt, virt_to_phys, vmemmap_base,
 };
 
 struct HostThread {

@@ -7,8 +7,8 @@ use std::cell::Cell;
 use std::vec::Vec;
 
 pub use super::arena::{
-    PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, percpu_base, phys_to_virt,
-    virt_to_phys, vmemmap_base,
+    PERCPU_WINDOW_SHIFT, clear_page, copy_page, init_arena, page_desc_of, percpu_base,
+    phys_to_virt, virt_to_phys, vmemmap_base,
 };
 
 /// How often a thread may spin in one execution before its further course is not explored.

@@ -48,9 +48,9 @@ pub use imp::{DIRECT_MAP_BASE, PERCPU_BASE, VMEMMAP_BASE, enable_avx_copy};
 pub use imp::{
     PERCPU_WINDOW_SHIFT, call_sites, clear_page, copy_page, cpu_relax, current,
     flush_tlb_local_page, get_cycles, interleave, irqs_disabled, local_irq_restore, local_irq_save,
-    numa_node_id, park, percpu_base, phys_to_virt, preempt_count, preempt_disable, preempt_enable,
-    preempt_enable_no_resched, signal_pending, smp_processor_id, this_cpu_base, unpark,
-    virt_to_phys, vmemmap_base,
+    numa_node_id, page_desc_of, park, percpu_base, phys_to_virt, preempt_count, preempt_disable,
+    preempt_enable, preempt_enable_no_resched, signal_pending, smp_processor_id, this_cpu_base,
+    unpark, virt_to_phys, vmemmap_base,
 };
 
 /// Size of one CPU's per-CPU window in bytes: 1 GiB on the machine, 16 MiB on the host.
