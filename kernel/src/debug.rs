@@ -39,7 +39,9 @@ pub fn init(params: &'static BootParams) {
 
 /// Turns lockdep on. Boot, while static keys can be patched.
 pub fn enable_lockdep() {
-    let stacks: Vec<Stack> = core::iter::repeat_with(Stack::new).take(NR_STACKS).collect();
+    let stacks: Vec<Stack> = core::iter::repeat_with(Stack::new)
+        .take(NR_STACKS)
+        .collect();
     lockdep::enable(stacks.leak(), print);
 }
 
@@ -50,7 +52,8 @@ pub fn start_reclaim(params: &BootParams) {
         RECLAIM_QUEUE.wake_one();
     });
     if params.slab_reclaim == ReclaimWord::Worker {
-        process::kernel_thread("slab_reclaim", reclaim_worker, 0).expect("memory for the reclaim thread");
+        process::kernel_thread("slab_reclaim", reclaim_worker, 0)
+            .expect("memory for the reclaim thread");
     }
 }
 
@@ -64,10 +67,18 @@ extern "C" fn reclaim_worker(_: usize) {
 /// Says what was checked, and whether nothing was found that was not planted.
 pub fn is_clean() -> bool {
     if lockdep::is_enabled() {
-        println!("lockdep: {} orders, {} reports", lockdep::nr_edges(), lockdep::nr_reports());
+        println!(
+            "lockdep: {} orders, {} reports",
+            lockdep::nr_edges(),
+            lockdep::nr_reports()
+        );
     }
     if slab::nr_reports() > 0 {
-        println!("slab: {} reports, {} objects kept out of use", slab::nr_reports(), slab::nr_quarantined());
+        println!(
+            "slab: {} reports, {} objects kept out of use",
+            slab::nr_reports(),
+            slab::nr_quarantined()
+        );
     }
     EXPECTED.load(Relaxed) || (lockdep::nr_reports() == 0 && slab::nr_reports() == 0)
 }
@@ -92,14 +103,26 @@ pub fn plant_lock_bugs() -> ! {
     one_order(&a, &b);
     one_order(&b, &a);
     let before = lockdep::nr_reports();
-    let cache = KmemCache::create("planted", 64, 8, Some(no_ctor), Some(bad_dtor), CacheFlags::empty());
+    let cache = KmemCache::create(
+        "planted",
+        64,
+        8,
+        Some(no_ctor),
+        Some(bad_dtor),
+        CacheFlags::empty(),
+    );
     let cache = cache.expect("memory for a cache");
-    let object = cache.alloc(slab::Gfp::empty()).expect("memory for an object");
+    let object = cache
+        .alloc(slab::Gfp::empty())
+        .expect("memory for an object");
     // SAFETY: allocated just now.
     unsafe { cache.free(object) };
     cache.shrink();
     let found = before > 0 && lockdep::nr_reports() > before;
-    println!("planted lock bugs: {}", if found { "both found" } else { "not found" });
+    println!(
+        "planted lock bugs: {}",
+        if found { "both found" } else { "not found" }
+    );
     crate::power::off(if found { 0 } else { 1 })
 }
 
@@ -108,4 +131,3 @@ fn one_order(first: &SpinLock<()>, second: &SpinLock<()>) {
     let _first = first.lock();
     let _second = second.lock();
 }
-

@@ -11,7 +11,11 @@ const EXIT_FAILURE: u8 = 0x20;
 /// Ends the machine; `status` 0 is success.
 pub fn off(status: i32) -> ! {
     crate::report::missing_syscalls();
-    let status = if crate::debug::is_clean() { status } else { status.max(1) };
+    let status = if crate::debug::is_clean() {
+        status
+    } else {
+        status.max(1)
+    };
     info!("power off, status {status}");
     arch::exit_machine(if status == 0 {
         EXIT_SUCCESS

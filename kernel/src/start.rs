@@ -2,7 +2,9 @@
 
 use crate::arch::{self, apic, clock, fpu, gdt, paging, smp, uaccess};
 use crate::params::{self, Switch};
-use crate::{acpi_tables, bench, boot_mem, console, debug, files, ktest, process, random, sched, watchdog};
+use crate::{
+    acpi_tables, bench, boot_mem, console, debug, files, ktest, process, random, sched, watchdog,
+};
 use bootloader_api::BootInfo;
 use bundle::BundleInfo;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -18,9 +18,9 @@ mod window;
 
 pub mod inject;
 
-pub use locks::LockWord;
 pub use self::percpu::PercpuOp;
 pub use self::slab::SlabPattern;
+pub use locks::LockWord;
 
 use crate::errno::Errno;
 use alloc::string::String;

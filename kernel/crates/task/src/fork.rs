@@ -194,7 +194,8 @@ fn fill(task: &KArc<Task>, cur: &Task, args: &CloneArgs, mm: Option<MmUser>) {
         Ordering::Relaxed,
     );
     *task.mm.lock() = mm;
-    task.blocked.store(cur.blocked.load(Ordering::Relaxed), Ordering::Relaxed);
+    task.blocked
+        .store(cur.blocked.load(Ordering::Relaxed), Ordering::Relaxed);
     let comm = *cur.comm.lock();
     *task.comm.lock() = comm;
     if args.flags & clone::CHILD_SETTID != 0 {
@@ -300,7 +301,12 @@ fn link_process(
     process.start_time_ns.store(now_ns, Ordering::Relaxed);
     *process.parent.lock() = Some(parent.clone());
     ksync::lockdep::nested();
-    process.lock.lock().threads.push_back(task.clone()).unwrap_or_else(|_| linked_twice());
+    process
+        .lock
+        .lock()
+        .threads
+        .push_back(task.clone())
+        .unwrap_or_else(|_| linked_twice());
     process.thread_linked();
     state
         .children

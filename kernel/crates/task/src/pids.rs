@@ -10,8 +10,8 @@ use crate::signal::{self, SigInfo};
 use crate::task::Task;
 use crate::wait::{self, Which, options};
 use crate::{PidNamespace, TaskError, TaskPid};
-use pid::{PidType, find_ge_pid, find_pid_ns, free_pid, pid_nr_ns};
 use alloc::vec::Vec;
+use pid::{PidType, find_ge_pid, find_pid_ns, free_pid, pid_nr_ns};
 use slab::KArc;
 
 /// Members of a group that are looked up under one hold of its list.
