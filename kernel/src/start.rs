@@ -206,8 +206,13 @@ fn idle_tasks() -> impl Fn(usize) -> KArc<Task> {
     let process = Process::new(pid.clone(), pid.clone(), pid.clone(), sighand);
     let process = KArc::new(process).expect("memory for the idle process");
     move |cpu| {
-        let task = KArc::new(Task::new(process.clone(), pid.clone(), root.clone(), cpu))
-            .expect("memory for idle tasks");
+        let task = KArc::new(Task::new(
+            process.clone(),
+            pid.clone(),
+            task::NsRef::new(&root),
+            cpu,
+        ))
+        .expect("memory for idle tasks");
         task.set_flag(flags::KTHREAD);
         task.set_comm(b"idle");
         if cpu == 0 {

@@ -571,7 +571,7 @@ pub fn unshare(regs: &mut PtRegs) -> SysResult {
                 return Err(Errno::EINVAL); // a second unshare before the first child
             }
             let new = pids::new_namespace(&parent)?;
-            *task.pid_ns_for_children.lock() = new;
+            *task.pid_ns_for_children.lock() = task::NsRef::new(&new);
         }
         _ => return Err(Errno::EINVAL),
     }

@@ -1,7 +1,7 @@
 //! Taking, returning and finding numbers: what is the same for every map.
 
 use crate::map::{PidMaps, Plan};
-use crate::namespace::PidNamespace;
+use crate::namespace::{NsRef, PidNamespace};
 use crate::object::{Numbers, Pid};
 use crate::{MAX_NUMBERS, Member, PidError};
 use slab::KArc;
@@ -59,7 +59,7 @@ pub fn alloc_pid_with<T: Member>(
     }
     finish(
         ns,
-        pid.write(Pid::new(ns.clone(), numbers, chain)),
+        pid.write(Pid::new(NsRef::new(ns), numbers, chain)),
         &limits,
         &chosen[..tids.len()],
     )
@@ -74,7 +74,7 @@ fn alloc_at<T: Member, const N: usize>(
     let chain = ns.map().chain(N)?;
     finish(
         ns,
-        pid.write(Pid::new(ns.clone(), numbers, chain)),
+        pid.write(Pid::new(NsRef::new(ns), numbers, chain)),
         &snapshot::<T, N>(ns),
         &[],
     )

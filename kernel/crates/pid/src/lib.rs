@@ -61,7 +61,7 @@ pub use alloc::{alloc_pid, alloc_pid_with, find_ge_pid, find_pid_ns, free_pid};
 pub use bitmap_hash::BitmapHashMap;
 pub use idr::{IdrMap, Lazy, Preloaded, Refill, nr_dropped};
 pub use map::{MapVisitor, PidMap, PidMapKind, PidMaps, Plan};
-pub use namespace::{NsError, PIDNS_ADDING, PidMaxError, PidNamespace};
+pub use namespace::{NsError, NsRef, PIDNS_ADDING, PidMaxError, PidNamespace};
 pub use object::{AttachError, PGID_SLOT, Pid, PidType, SID_SLOT, pid_nr_ns};
 pub use relock::RelockMap;
 pub use sharded::ShardedMap;

@@ -93,6 +93,18 @@ pub trait PidMap<T: Member>: Sized {
         ns.pid_allocated.load(Acquire) & !crate::PIDNS_ADDING
     }
 
+    /// A reference to a namespace, for a pid.
+    #[inline(always)]
+    fn get_ns(ns: &KArc<PidNamespace<T>>) -> KArc<PidNamespace<T>> {
+        ns.clone()
+    }
+
+    /// Gives one back.
+    #[inline(always)]
+    fn put_ns(ns: KArc<PidNamespace<T>>) {
+        drop(ns);
+    }
+
     /// Panics on a broken invariant. For tests, with nobody else around.
     fn check_invariants(&self, ns: &PidNamespace<T>);
 }
@@ -206,6 +218,18 @@ impl<T: Member> PidMaps<T> {
             return Chain::new(nr).map(Some);
         }
         Ok(None)
+    }
+
+    /// See [`PidMap::get_ns`].
+    #[inline(always)]
+    pub(crate) fn get_ns(ns: &KArc<PidNamespace<T>>) -> KArc<PidNamespace<T>> {
+        dispatch!(ns.map(), _map, M => <M<T> as PidMap<T>>::get_ns(ns))
+    }
+
+    /// See [`PidMap::put_ns`].
+    #[inline(always)]
+    pub(crate) fn put_ns(ns: KArc<PidNamespace<T>>) {
+        dispatch!(ns.map(), _map, M => <M<T> as PidMap<T>>::put_ns(ns))
     }
 
     /// See [`PidMap::alloc`].

@@ -216,3 +216,42 @@ impl<T: Member> PidNamespace<T> {
         core::mem::replace(&mut slot, task)
     }
 }
+
+/// A counted reference to a namespace, taken and given back as the namespace's map likes it best: for what comes and goes
+/// with every process.
+pub struct NsRef<T: Member>(Option<KArc<PidNamespace<T>>>);
+
+impl<T: Member> NsRef<T> {
+    /// One more reference. Any context but hard IRQ.
+    #[inline(always)]
+    pub fn new(ns: &KArc<PidNamespace<T>>) -> Self {
+        NsRef(Some(PidMaps::get_ns(ns)))
+    }
+}
+
+impl<T: Member> core::ops::Deref for NsRef<T> {
+    type Target = KArc<PidNamespace<T>>;
+    #[inline(always)]
+    fn deref(&self) -> &KArc<PidNamespace<T>> {
+        match &self.0 {
+            Some(ns) => ns,
+            None => unreachable!("only drop takes it"),
+        }
+    }
+}
+
+impl<T: Member> Clone for NsRef<T> {
+    #[inline]
+    fn clone(&self) -> Self {
+        NsRef::new(self)
+    }
+}
+
+impl<T: Member> Drop for NsRef<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(ns) = self.0.take() {
+            PidMaps::put_ns(ns);
+        }
+    }
+}

@@ -14,7 +14,7 @@
 //! Invariants: INV-PID-3, INV-PID-5, and
 //! - INV-PID-7 (no return): once the last member has left, nobody joins.
 
-use crate::namespace::PidNamespace;
+use crate::namespace::{NsRef, PidNamespace};
 use crate::{MAX_NUMBERS, Member};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use ksync::{SpinLock, lock_class};
@@ -56,7 +56,7 @@ pub enum AttachError {
 /// The object behind a number in a namespace and in its ancestors.
 pub struct Pid<T: Member> {
     /// The leaf; keeps its ancestors.
-    ns: KArc<PidNamespace<T>>,
+    ns: NsRef<T>,
     /// `numbers[i]`: the number at level i. Written before the pid is visible (INV-PID-3).
     inline: [AtomicU32; INLINE],
     deep: Option<KBox<Deep>>,
@@ -97,7 +97,7 @@ impl Numbers {
 
 impl<T: Member> Pid<T> {
     #[inline(always)]
-    pub(crate) fn new(ns: KArc<PidNamespace<T>>, numbers: Numbers, chain: Option<Chain>) -> Self {
+    pub(crate) fn new(ns: NsRef<T>, numbers: Numbers, chain: Option<Chain>) -> Self {
         Pid {
             ns,
             inline: [const { AtomicU32::new(0) }; INLINE],

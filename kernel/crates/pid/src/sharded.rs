@@ -9,6 +9,7 @@
 //! - the count of pids is a sum of per-CPU differences (a small namespace, whose map is not split, counts in one word);
 //! - "open" is a flag that is only read; closing it waits a grace period, so that the look at it and the
 //!   showing of the pid, which share an RCU section, need no lock;
+//! - references from pids to their namespace come from a stock per CPU ([`RefPool`]);
 //! - the pid is freed by whoever takes it out of its leaf slot first.
 //!
 //! So the common path writes this CPU's leases and counts, slots of leased nodes and the pid itself, at any depth.
@@ -36,13 +37,15 @@ use ::xarray::{Claim, LeaseMap, LeaseRange, SlowError};
 use core::sync::atomic::{AtomicI32, Ordering::*};
 use ksync::lock_class;
 use ksync::rcu::{self, RcuGuard};
-use slab::{AllocError, KArc};
+use slab::{AllocError, KArc, RefPool};
 
 /// The numbers of one namespace.
 pub struct ShardedMap<T: Member> {
     map: LeaseMap<Pid<T>>,
     /// What the CPUs' own counts leave out: pids shown or freed while the map was not split or the namespace closed.
     central: AtomicI32,
+    /// References to the namespace, for its pids.
+    refs: RefPool<PidNamespace<T>>,
 }
 
 impl From<SlowError> for PidError {
@@ -68,6 +71,10 @@ impl<T: Member> ShardedMap<T> {
     ) -> Result<Taken<'a, T>, PidError> {
         if let Some(&tid) = plan.tids.get(at) {
             return Ok(self.map.claim_at(tid)?);
+        }
+        if self.map.is_split() && at == 0 {
+            // Without memory references are counted one by one.
+            let _ = self.refs.open(plan.pid.ns());
         }
         let range = LeaseRange {
             limit: plan.limits[at],
@@ -151,6 +158,7 @@ impl<T: Member> PidMap<T> for ShardedMap<T> {
         Ok(ShardedMap {
             map,
             central: AtomicI32::new(0),
+            refs: RefPool::new(),
         })
     }
 
@@ -212,11 +220,27 @@ impl<T: Member> PidMap<T> for ShardedMap<T> {
         self.map.get(nr)
     }
 
+    #[inline(always)]
+    fn get_ns(ns: &KArc<PidNamespace<T>>) -> KArc<PidNamespace<T>> {
+        Self::of(ns).refs.get(ns)
+    }
+
+    #[inline(always)]
+    fn put_ns(ns: KArc<PidNamespace<T>>) {
+        RefPool::put(ns, |ns| &Self::of(ns).refs);
+    }
+
     fn find_ge(&self, nr: u32) -> Option<(u32, KArc<Pid<T>>)> {
         self.map.next(nr)
     }
 
-    fn disabled(&self, _ns: &PidNamespace<T>) {
+    fn disable(&self, ns: &PidNamespace<T>) {
+        ns.pid_allocated.fetch_and(!PIDNS_ADDING, AcqRel);
+        self.refs.close();
+    }
+
+    fn disabled(&self, ns: &PidNamespace<T>) {
+        self.refs.drain(ns);
         // Everybody sees it closed: the CPUs' counts stay as they are.
         self.central.fetch_add(self.map.take_counts(), AcqRel);
     }

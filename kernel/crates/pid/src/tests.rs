@@ -226,6 +226,8 @@ impl Pair {
         }
         for ns in &self.ns {
             let _ = ns.set_child_reaper(None);
+            // Maps may keep spare references to a namespace that is open.
+            ns.disable_allocation();
             assert_eq!(ns.nr_pids(), 0);
             ns.map().check_invariants(ns);
         }

@@ -199,6 +199,21 @@ impl<T: Object> KArc<T> {
         }
     }
 
+    /// `nr` references more, the caller's to keep track of.
+    #[inline]
+    pub(crate) fn add_refs(this: &Self, nr: u32) {
+        if this.block().refcount.fetch_add(nr, Ordering::Relaxed) >= REFCOUNT_MAX {
+            refcount_overflow();
+        }
+    }
+
+    /// `nr` of these fewer. None of them is the last.
+    #[inline]
+    pub(crate) fn sub_refs(this: &Self, nr: u32) {
+        let before = this.block().refcount.fetch_sub(nr, Ordering::Release);
+        debug_assert!(before > nr, "INV-ARC-1");
+    }
+
     #[inline(always)]
     fn block(&self) -> &Block<T> {
         // SAFETY: INV-ARC-1: this KArc is one of the owners.

@@ -41,7 +41,7 @@
 //!
 //! # Invariants
 //! INV-SHEAF, INV-SLAB, INV-NODE, INV-CACHE, INV-DRAIN, INV-REG, INV-DEBUG, INV-OBJ, INV-ARC, INV-LIST,
-//! INV-BOX and INV-HEAP, each at the top of the file of that name.
+//! INV-BOX, INV-POOL and INV-HEAP, each at the top of the file of that name.
 #![no_std]
 
 #[cfg(test)]
@@ -60,6 +60,7 @@ mod node;
 mod object;
 mod page;
 mod reclaim;
+mod refpool;
 mod registry;
 mod report;
 mod sheaf;
@@ -77,6 +78,7 @@ pub use list::{Iter, List};
 pub use object::{Link, LinkArray, Object, ObjectCache, class_cache};
 pub use page_alloc::Gfp;
 pub use reclaim::{Reclaim, run_worker, set_reclaim, start_reclaim, under_pressure};
+pub use refpool::RefPool;
 pub use registry::slabinfo;
 pub use report::{Reporter, nr_reports, set_reporter};
 

@@ -12,7 +12,7 @@
 use crate::pids::{self, PidHandle};
 use crate::process::Process;
 use crate::task::{Task, VforkDone, flags};
-use crate::{PidNamespace, TaskError};
+use crate::{NsRef, TaskError};
 use core::sync::atomic::Ordering;
 use ksync::Completion;
 use mm::MmUser;
@@ -120,8 +120,9 @@ fn copy_mm(cur: &Task, args: &CloneArgs) -> Result<Option<MmUser>, TaskError> {
 pub fn copy_process(cur: &KArc<Task>, args: &CloneArgs) -> Result<NewTask, TaskError> {
     check_flags(cur, args)?;
     let shell = KArc::<Task>::try_uninit()?;
-    let namespace: KArc<PidNamespace> = if args.flags & clone::NEWPID != 0 {
-        pids::new_namespace(&cur.pid_ns_for_children.lock().clone())?
+    let namespace: NsRef = if args.flags & clone::NEWPID != 0 {
+        let parent = cur.pid_ns_for_children.lock().clone();
+        NsRef::new(&pids::new_namespace(&parent)?)
     } else {
         cur.pid_ns_for_children.lock().clone()
     };

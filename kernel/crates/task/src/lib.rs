@@ -34,3 +34,5 @@ pub use task::{ArchThread, Task};
 pub type TaskPid = pid::Pid<Task>;
 /// A pid namespace whose reaper is a task.
 pub type PidNamespace = pid::PidNamespace<Task>;
+/// A counted reference to one, for what comes and goes with every thread.
+pub type NsRef = pid::NsRef<Task>;

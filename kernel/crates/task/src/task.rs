@@ -2,7 +2,7 @@
 
 use crate::process::Process;
 use crate::signal::Pending;
-use crate::{PidNamespace, TaskPid};
+use crate::{NsRef, TaskPid};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use ksync::arch::ThreadPtr;
 use ksync::{Completion, SpinLock, lock_class};
@@ -77,7 +77,7 @@ pub struct Task {
     /// Root, working directory, umask.
     pub fs: SpinLock<Option<KArc<FsStruct>>>,
     /// Where its children's pids come from.
-    pub pid_ns_for_children: SpinLock<KArc<PidNamespace>>,
+    pub pid_ns_for_children: SpinLock<NsRef>,
     /// Set for a vfork child: completed when it no longer uses its parent's memory.
     pub vfork_done: SpinLock<Option<KArc<VforkDone>>>,
     /// `set_tid_address`, CLONE_CHILD_CLEARTID.
@@ -134,7 +134,7 @@ impl Task {
     pub fn new(
         process: KArc<Process>,
         pid: KArc<TaskPid>,
-        ns_for_children: KArc<PidNamespace>,
+        ns_for_children: NsRef,
         cpu: usize,
     ) -> Task {
         Task {
