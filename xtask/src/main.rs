@@ -26,6 +26,7 @@ mod progress;
 mod qemu;
 mod qmp;
 mod records;
+mod report;
 mod run;
 mod test;
 mod tidy;
@@ -61,6 +62,8 @@ enum Command {
     Qemu(Box<qemu::Options>),
     /// Boot a matrix of benchmarks, variants, CPU counts and modes, keep the results, and compare them.
     Bench(Box<bench::Options>),
+    /// Show results: tables here, and plots on one page of HTML.
+    Report(report::Options),
     /// Run the tests of every crate on the host, then the scenarios under QEMU.
     Test(test::Options),
     /// Say what is installed, what is missing, and the line that gets it.
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Qemu(options) => qemu::command(options, &installer),
         Command::Bench(options) => bench::command(options, &installer),
+        Command::Report(options) => report::command(options),
         Command::Test(options) => test::command(options, &installer),
         Command::Doctor => doctor::command(),
         Command::Check => check::command(&installer),

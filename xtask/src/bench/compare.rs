@@ -261,14 +261,16 @@ pub fn table(rows: &[Row]) {
     show(table, 1..=6);
 }
 
-fn new_table(heads: &[&str]) -> Table {
+/// A table with these heads, in the style of all.
+pub fn new_table(heads: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(TableStyle::new());
     table.set_header(heads.iter().copied());
     table
 }
 
-fn show(mut table: Table, numbers: std::ops::RangeInclusive<usize>) {
+/// Prints a table, its columns of numbers to the right.
+pub fn show(mut table: Table, numbers: std::ops::RangeInclusive<usize>) {
     for column in numbers {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);

@@ -2,7 +2,7 @@
 //!
 //! [`matrix`] says what to boot, [`runner`] boots it, [`results`] is the file, [`compare`] finds what became worse.
 
-mod compare;
+pub mod compare;
 mod matrix;
 pub mod results;
 mod runner;
