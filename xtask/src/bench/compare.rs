@@ -149,6 +149,14 @@ fn pairs(a: &[Row], b: &[Row], threshold: f64) -> (Vec<Pair>, Vec<String>) {
 /// # Errors
 /// Something is worse, or nothing can be compared.
 pub fn print(a: &[Row], b: &[Row], threshold: f64) -> Result<()> {
+    if let (Some(x), Some(y)) = (a.first(), b.first())
+        && x.origin.compiler != y.origin.compiler
+    {
+        eprintln!(
+            "note: the first is by {}, the second by {}",
+            x.origin.compiler, y.origin.compiler
+        );
+    }
     ensure!(threshold >= 0.0, "--threshold {threshold}: not below 0");
     let (both, alone) = pairs(a, b, threshold);
     alone.iter().for_each(|line| eprintln!("note: {line}"));
