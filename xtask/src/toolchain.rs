@@ -128,6 +128,16 @@ impl Toolchain {
         }
     }
 
+    /// Its version: figures that count instructions are a compiler's as well.
+    pub fn version(&self) -> String {
+        let version = match self {
+            Self::Own => ask(|sh| cmd!(sh, "rustc -vV")),
+            Self::Debian { .. } => debian_version(),
+        };
+        let line = version.and_then(|text| text.lines().next().map(str::to_string));
+        line.unwrap_or_default()
+    }
+
     /// One line about it, for people.
     pub fn describe(&self) -> String {
         match self {

@@ -56,7 +56,16 @@ const LOCKS: &[&str] = &[
     "spin", "tas", "ticket", "mcs", "rw", "atomic", "per-node", "per-cpu",
 ];
 /// Words that any benchmark takes: the variants of the kernel's subjects.
-pub const COMMON_AXES: &[Axis] = &[("pid", &["idr"]), ("i_mmap", &["global"])];
+pub const COMMON_AXES: &[Axis] = &[("pid", PIDS), ("i_mmap", &["global"])];
+/// How pids are kept.
+const PIDS: &[&str] = &[
+    "idr",
+    "idr-relock",
+    "xarray",
+    "multi-xarray",
+    "bitmap-hash",
+    "sharded",
+];
 /// Words that say where cycles went, and cost some themselves.
 const DETAIL: &str = " phases=on lockstat=on";
 
@@ -68,6 +77,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "forkexec", doc: "fork, exec, exit, wait",        axes: &[], ops: [50, 10, 200] },
     Benchmark { name: "thread",   doc: "thread create, exit, join",     axes: &[], ops: [50, 10, 200] },
     Benchmark { name: "storm",    doc: "all of these, and a leak check", axes: &[], ops: [50, 10, 500] },
+    Benchmark { name: "pid",      doc: "take a pid and give it back",   axes: &[], ops: [640, 0, 2000] },
     Benchmark { name: "locks",    doc: "one critical section or counter for all",
                 axes: &[("lock", LOCKS)], ops: [200, 0, 500] },
 ];
@@ -107,6 +117,7 @@ pub const QUICK: &[Sweep] = &[
     Sweep { benchmark: "exec",     axes: &[], cpus: &[1, 8], on: Small,  mode: Icount, detail: true,  cost: BOOT },
     Sweep { benchmark: "forkexec", axes: &[], cpus: &[1, 8], on: Small,  mode: Icount, detail: true,  cost: BOOT },
     Sweep { benchmark: "thread",   axes: &[], cpus: &[1, 8], on: Small,  mode: Icount, detail: true,  cost: BOOT },
+    Sweep { benchmark: "pid",      axes: &[("pid", PIDS)],   cpus: &[1],    on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: &[1, 8], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "storm",    axes: &[], cpus: &[8],    on: Small,  mode: Tcg,    detail: false, cost: (4.0, 15.0) },
     Sweep { benchmark: "locks",    axes: &[("lock", &["ticket", "mcs"])], cpus: &[8], on: Small, mode: Tcg, detail: false, cost: BOOT },
@@ -122,6 +133,8 @@ pub const FULL: &[Sweep] = &[
     Sweep { benchmark: "fork",     axes: &[], cpus: MANY, on: Hygon,  mode: Icount, detail: false, cost: (2.0, 100.0) },
     Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: MANY, on: Hygon, mode: Icount, detail: false, cost: (2.0, 60.0) },
     Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
+    Sweep { benchmark: "pid",      axes: &[("pid", PIDS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
+    Sweep { benchmark: "fork",     axes: &[("pid", PIDS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 1500.0) },
     Sweep { benchmark: "fork",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
     Sweep { benchmark: "exec",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
     Sweep { benchmark: "forkexec", axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 2500.0) },
@@ -141,6 +154,7 @@ pub const BASELINE: &[Sweep] = &[
     Sweep { benchmark: "forkexec", axes: &[], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "thread",   axes: &[], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "fork",     axes: &[], cpus: &[8], on: Small,  mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "pid",      axes: &[("pid", PIDS)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
 ];
 
@@ -478,17 +492,32 @@ mod tests {
         );
     }
 
-    /// The kernel's own lists have the same words.
+    /// The words of the kernel's list called `list` in `file`.
+    fn words_of(file: &str, list: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(paths::root().join("kernel/src").join(file)).unwrap();
+        let rest = text
+            .split_once(&format!("\n{list} {{\n"))
+            .or(text.split_once(&format!("    pub enum {list} {{\n")))
+            .unwrap()
+            .1;
+        let rows = rest.split('}').next().unwrap().lines();
+        rows.filter_map(|l| Some(l.split_once(" = \"")?.1.split('"').next()?.to_string()))
+            .collect()
+    }
+
     #[test]
-    fn the_kernel_knows_these_words() {
-        let bench = paths::root().join("kernel/src/bench");
-        let read = |file: &str| std::fs::read_to_string(bench.join(file)).unwrap();
-        let (table, locks) = (read("mod.rs"), read("locks.rs"));
-        for b in BENCHMARKS {
-            assert!(table.contains(&format!(" = {:?},", b.name)), "{}", b.name);
-        }
-        for lock in LOCKS {
-            assert!(locks.contains(&format!(" = {lock:?},")), "{lock}");
+    fn the_kernel_knows_these_words_and_no_others() {
+        let names: BTreeSet<String> = BENCHMARKS.iter().map(|b| b.name.to_string()).collect();
+        assert_eq!(
+            names,
+            words_of("bench/mod.rs", "benchmarks!")
+                .into_iter()
+                .collect()
+        );
+        assert_eq!(words(LOCKS), words_of("bench/locks.rs", "LockWord"));
+        for (word, list) in [("pid", "PidWord"), ("i_mmap", "IMmapWord")] {
+            let (_, known) = COMMON_AXES.iter().find(|(w, _)| *w == word).unwrap();
+            assert_eq!(words(known), words_of("params.rs", list), "{word}");
         }
     }
 

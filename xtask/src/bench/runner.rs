@@ -58,7 +58,7 @@ impl Runner {
         let mut all = fs::read(&artifacts.kernel)?;
         all.extend(fs::read(&artifacts.boot)?);
         all.extend(&initramfs);
-        let compiler = format!("{}{}", toolchain.describe(), profile_changes());
+        let compiler = format!("{}{}", toolchain.version(), profile_changes());
         let origin = Origin::of(&emulator, &compiler, &all);
         let host = thread::available_parallelism().map_or(1, usize::from);
         Ok(Runner {

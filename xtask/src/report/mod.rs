@@ -207,6 +207,9 @@ fn series(group: &Group<'_>) -> Vec<Series> {
 /// In the terminal: a row per variant, a column per CPU count.
 fn throughput_tables(rows: &[Row]) {
     for group in groups(rows) {
+        if group.detail || matches!(group.mode, Mode::Icount | Mode::Tcg) {
+            continue;
+        }
         let lines = series(&group);
         let mut counts: Vec<u32> = lines
             .iter()
@@ -293,7 +296,13 @@ fn figure(html: &mut String, title: &str, plot: &str, text: &str, command: &str)
 
 fn throughput(html: &mut String, group: &Group<'_>) {
     let lines = series(group);
-    if group.detail || lines.iter().all(|s| s.points.len() < 2) {
+    if group.detail || group.mode == Mode::Tcg {
+        return;
+    }
+    if group.mode == Mode::Icount {
+        return path_length(html, group);
+    }
+    if lines.iter().all(|s| s.points.len() < 2) {
         return;
     }
     let title = format!("Throughput of {}", group.title());
@@ -304,6 +313,32 @@ fn throughput(html: &mut String, group: &Group<'_>) {
         &lines,
     );
     figure(html, &title, &plot, caution(group.mode), &group.command());
+}
+
+/// What one CPU executes for an operation: where CPUs take turns, throughput says nothing else.
+fn path_length(html: &mut String, group: &Group<'_>) {
+    let rows = group
+        .rows
+        .iter()
+        .map(|(_, r)| *r)
+        .filter(|r| tells(group, r));
+    let bar = |r: &Record| Bar {
+        name: name_in(group, r),
+        parts: vec![compare::cycles_per_op(r)],
+    };
+    let bars: Vec<Bar> = rows.map(bar).collect();
+    if bars.is_empty() {
+        return;
+    }
+    let title = format!("Path length of {}", group.title());
+    let plot = svg::bars(&title, "instructions per operation", &[], &bars);
+    figure(
+        html,
+        &title,
+        &plot,
+        "Instructions from beginning to end of one operation, on one CPU.",
+        &group.command(),
+    );
 }
 
 /// A row's name among others of its group.
@@ -395,7 +430,7 @@ fn phases(html: &mut String, group: &Group<'_>) {
 }
 
 fn locks(html: &mut String, group: &Group<'_>) {
-    let waits = |r: &Record| r.locks.iter().any(|l| l.wait_cycles > 0);
+    let waits = |r: &Record| tells(group, r) && r.locks.iter().any(|l| l.wait_cycles > 0);
     let rows: Vec<&Record> = group
         .rows
         .iter()

@@ -68,8 +68,11 @@ impl Log {
 
 /// Ticks for a logarithmic axis: powers of ten, with 2 and 5 between them where there are few.
 fn decades(low: f64, high: f64) -> Vec<f64> {
-    let few = (high / low).log10() < 2.5;
-    let steps: &[f64] = if few { &[1.0, 2.0, 5.0] } else { &[1.0] };
+    let steps: &[f64] = match (high / low).log10() {
+        span if span < 0.8 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+        span if span < 2.5 => &[1.0, 2.0, 5.0],
+        _ => &[1.0],
+    };
     let first = low.log10().floor() as i32;
     let all = (first..=first + 20).flat_map(|e| steps.iter().map(move |s| s * 10f64.powi(e)));
     all.filter(|t| *t >= low * 0.999 && *t <= high * 1.001)
@@ -386,6 +389,7 @@ mod tests {
     fn ticks() {
         assert_eq!(decades(80.0, 30_000.0), [100.0, 1_000.0, 10_000.0]);
         assert_eq!(decades(9.0, 60.0), [10.0, 20.0, 50.0]);
+        assert_eq!(decades(40.0, 90.0), [40.0, 50.0, 60.0, 70.0, 80.0, 90.0]);
         assert_eq!(linear(100.0), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
         let many = linear(17_345.0);
         assert!((4..=8).contains(&many.len()), "{many:?}");
