@@ -55,8 +55,16 @@ pub struct Benchmark {
 const LOCKS: &[&str] = &[
     "spin", "tas", "ticket", "mcs", "rw", "atomic", "per-node", "per-cpu",
 ];
+/// Who frees what another allocated.
+const PATTERNS: &[&str] = &["same", "cross-cpu", "cross-node", "ctor"];
+/// Per-CPU memory and counters.
+const PERCPU: &[&str] = &["zeroed", "uninit", "add", "tree", "atomic", "sum"];
 /// Words that any benchmark takes: the variants of the kernel's subjects.
-pub const COMMON_AXES: &[Axis] = &[("pid", PIDS), ("i_mmap", &["global"])];
+pub const COMMON_AXES: &[Axis] = &[
+    ("pid", PIDS),
+    ("i_mmap", &["global"]),
+    ("slab_reclaim", &["inline", "worker"]),
+];
 /// How pids are kept.
 const PIDS: &[&str] = &[
     "idr",
@@ -78,6 +86,10 @@ pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "thread",   doc: "thread create, exit, join",     axes: &[], ops: [50, 10, 200] },
     Benchmark { name: "storm",    doc: "all of these, and a leak check", axes: &[], ops: [50, 10, 500] },
     Benchmark { name: "pid",      doc: "take a pid and give it back",   axes: &[], ops: [640, 0, 2000] },
+    Benchmark { name: "slab",     doc: "objects allocated and freed",
+                axes: &[("slab_pattern", PATTERNS)], ops: [640, 0, 2000] },
+    Benchmark { name: "percpu",   doc: "per-CPU memory, and counters",
+                axes: &[("percpu_op", PERCPU)], ops: [640, 0, 2000] },
     Benchmark { name: "locks",    doc: "one critical section or counter for all",
                 axes: &[("lock", LOCKS)], ops: [200, 0, 500] },
 ];
@@ -118,6 +130,8 @@ pub const QUICK: &[Sweep] = &[
     Sweep { benchmark: "forkexec", axes: &[], cpus: &[1, 8], on: Small,  mode: Icount, detail: true,  cost: BOOT },
     Sweep { benchmark: "thread",   axes: &[], cpus: &[1, 8], on: Small,  mode: Icount, detail: true,  cost: BOOT },
     Sweep { benchmark: "pid",      axes: &[("pid", PIDS)],   cpus: &[1],    on: Small, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "slab",     axes: &[("slab_pattern", PATTERNS)], cpus: &[8], on: Small, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "percpu",   axes: &[("percpu_op", PERCPU)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: &[1, 8], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "storm",    axes: &[], cpus: &[8],    on: Small,  mode: Tcg,    detail: false, cost: (4.0, 15.0) },
     Sweep { benchmark: "locks",    axes: &[("lock", &["ticket", "mcs"])], cpus: &[8], on: Small, mode: Tcg, detail: false, cost: BOOT },
@@ -135,6 +149,8 @@ pub const FULL: &[Sweep] = &[
     Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
     Sweep { benchmark: "pid",      axes: &[("pid", PIDS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
     Sweep { benchmark: "fork",     axes: &[("pid", PIDS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 1500.0) },
+    Sweep { benchmark: "slab",     axes: &[("slab_pattern", PATTERNS)], cpus: PAIRS, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
+    Sweep { benchmark: "percpu",   axes: &[("percpu_op", PERCPU)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
     Sweep { benchmark: "fork",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
     Sweep { benchmark: "exec",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
     Sweep { benchmark: "forkexec", axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 2500.0) },
@@ -143,6 +159,8 @@ pub const FULL: &[Sweep] = &[
 ];
 const FEW: &[u32] = &[1, 2, 4];
 const MANY: &[u32] = &[1, 8, 32, 64];
+/// Where workers come in pairs.
+const PAIRS: &[u32] = &[2, 8, 32, 64, 128, 256, 384];
 /// One node holds 32.
 const SCALE: &[u32] = &[1, 2, 8, 32, 64, 128, 256, 384];
 
@@ -155,6 +173,8 @@ pub const BASELINE: &[Sweep] = &[
     Sweep { benchmark: "thread",   axes: &[], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "fork",     axes: &[], cpus: &[8], on: Small,  mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "pid",      axes: &[("pid", PIDS)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "slab",     axes: &[("slab_pattern", PATTERNS)], cpus: &[8], on: Small, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "percpu",   axes: &[("percpu_op", PERCPU)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
 ];
 
@@ -515,7 +535,13 @@ mod tests {
                 .collect()
         );
         assert_eq!(words(LOCKS), words_of("bench/locks.rs", "LockWord"));
-        for (word, list) in [("pid", "PidWord"), ("i_mmap", "IMmapWord")] {
+        assert_eq!(words(PATTERNS), words_of("bench/slab.rs", "SlabPattern"));
+        assert_eq!(words(PERCPU), words_of("bench/percpu.rs", "PercpuOp"));
+        for (word, list) in [
+            ("pid", "PidWord"),
+            ("i_mmap", "IMmapWord"),
+            ("slab_reclaim", "ReclaimWord"),
+        ] {
             let (_, known) = COMMON_AXES.iter().find(|(w, _)| *w == word).unwrap();
             assert_eq!(words(known), words_of("params.rs", list), "{word}");
         }
