@@ -26,6 +26,7 @@ mod kstats;
 mod ktest;
 mod machine;
 mod mem;
+mod numasim;
 mod panic;
 mod params;
 mod phases;

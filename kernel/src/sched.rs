@@ -487,7 +487,12 @@ pub fn run_idle_loop(cpu: usize) -> ! {
         }
         this_cpu_head().need_resched.store(0, Relaxed);
         let bound = crate::watchdog::idle_bound_ns(cpu);
-        match timer::next_delay_ns(clock::now_ns()).min(bound) {
+        let delay = timer::next_delay_ns(clock::now_ns());
+        if crate::numasim::is_on() && delay != u64::MAX {
+            wait_for_timer(cpu);
+            continue;
+        }
+        match delay.min(bound) {
             u64::MAX => apic::timer_disarm(),
             delay => apic::timer_arm(delay),
         }
@@ -499,6 +504,16 @@ pub fn run_idle_loop(cpu: usize) -> ! {
         rcu::idle_exit();
         IDLE.claim(cpu);
     }
+}
+
+/// In a simulation no timer interrupts: a CPU with sleepers looks at its clock instead of halting. IRQs are off.
+#[cold]
+fn wait_for_timer(cpu: usize) {
+    x86_64::instructions::interrupts::enable();
+    ksync::arch::cpu_relax();
+    x86_64::instructions::interrupts::disable();
+    timer::expire(clock::now_ns());
+    IDLE.claim(cpu);
 }
 
 /// Makes `task` leave a CPU it may no longer run on, wherever it is. Its `allowed` mask was just changed.

@@ -167,6 +167,9 @@ fn patch_text(params: &params::BootParams) {
     if matches!(params.mode, params::ModeWord::Tcg | params::ModeWord::Kvm) {
         ksync::VIRT_SPIN.enable(); // more CPUs here than the host may have
     }
+    if crate::numasim::is_on() {
+        ksync::arch::sim::SIMULATED.enable();
+    }
     let has_smap = core::arch::x86_64::__cpuid_count(7, 0).ebx & (1 << 20) != 0;
     paging::with_writable_text(|write| {
         static_key::patch_all(|site, bytes| write(site as *const u8, &bytes));
@@ -252,6 +255,7 @@ fn banner(line: &str) {
 extern "C" fn first_process(_: usize) {
     ksync::arch::preempt_count();
     let params = params::get();
+    crate::numasim::begin();
     files::init();
     if let Some(test) = params.test {
         ktest::run(test);

@@ -4,7 +4,11 @@ use crate::{
     apt::Installer,
     boot::{Mode, Spec, System},
     build::Artifacts,
-    emulator, paths, records,
+    emulator,
+    numasim::{Plugin, Simulation},
+    paths,
+    profile::Profile,
+    records,
     topology::{Changes, Name, Topology, parse_memory},
 };
 use anyhow::{Context, Result, ensure};
@@ -59,6 +63,17 @@ pub struct Options {
     /// Count instructions: one virtual nanosecond each, figures that repeat to the digit. All CPUs share a host thread.
     #[arg(long)]
     icount: bool,
+    /// Simulate NUMA time with the costs of this profile (profiles/, or a path ending in .toml): cycles with caches
+    /// and distances, the same in every run.
+    #[arg(long, value_name = "PROFILE", num_args = 0..=1, require_equals = true, default_missing_value = "default",
+        conflicts_with_all = ["icount", "gdb"])]
+    numasim: Option<String>,
+    /// With --numasim: print which lines of memory cost most, and which code waited for them.
+    #[arg(long, requires = "numasim")]
+    c2c: bool,
+    /// With --numasim: keep what the simulator wrote (JSON lines) in this file.
+    #[arg(long, value_name = "FILE", requires = "numasim")]
+    simulation: Option<PathBuf>,
     /// How instructions are run.
     #[arg(long, value_enum, default_value = "tcg")]
     accel: Accel,
@@ -89,7 +104,15 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
     };
     let topology = Topology::named(options.topology).changed(&changes)?;
     options.check(&topology)?;
+    let profile = options.numasim.as_deref().map(Profile::load).transpose()?;
+    if let Some(profile) = &profile {
+        profile.configuration(&topology)?;
+    }
     let (emulator, toolchain) = emulator::ensure_all(installer)?;
+    let plugin = profile
+        .as_ref()
+        .map(|_| Plugin::build(&emulator))
+        .transpose()?;
     let artifacts = Artifacts::build(&toolchain)?;
 
     let mut archive = artifacts.initramfs()?;
@@ -103,7 +126,13 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         init = Some((format!("/{name}"), args.to_vec()));
     }
     let initramfs = archive.finish()?;
-    let mut spec = Spec::new(&topology, options.mode(), &initramfs);
+    let scratch = tempfile::Builder::new().prefix("tine-").tempdir()?;
+    let written = scratch.path().join("simulation");
+    let mode = match plugin.as_ref().zip(profile.as_ref()) {
+        Some((plugin, profile)) => Mode::Numasim(plugin.words(profile, &topology, &written)?),
+        None => options.mode(),
+    };
+    let mut spec = Spec::new(&topology, mode, &initramfs);
     spec.line.append = options.append.clone();
     spec.line.init = init;
     spec.acpi_tables = &options.acpi_table;
@@ -132,7 +161,17 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     let clean = records::print(&outcome.records);
+    if profile.is_some()
+        && let Some(path) = &options.simulation
+    {
+        fs::copy(&written, path).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     outcome.verdict()?;
+    if profile.is_some() {
+        let simulation = Simulation::read(&written)?;
+        println!("{}", simulation.describe());
+        simulation.check()?;
+    }
     ensure!(clean, "a benchmark record tells of errors or leaks");
     Ok(())
 }
@@ -144,6 +183,10 @@ impl Options {
         ensure!(
             !(kvm && self.icount),
             "--icount counts emulated instructions: it needs --accel tcg"
+        );
+        ensure!(
+            !(kvm && self.numasim.is_some()),
+            "--numasim simulates emulated CPUs: it needs --accel tcg"
         );
         ensure!(
             !kvm || Path::new("/dev/kvm").exists(),

@@ -28,7 +28,7 @@ const FLOORS: &[(u32, &[&str])] = &[
     (9, &["kernel", "boot"]),
     // On the host, and above everything; nothing may depend on these.
     (10, &["xtask", "tests"]),
-    (11, &["programs"]),
+    (11, &["programs", "numasim"]),
 ];
 /// Crates without a line of unsafe code.
 const POLICY: &[&str] = &["pid", "task", "sched", "kparam", "kstat", "kbench"];

@@ -199,6 +199,49 @@ impl Topology {
         Ok(())
     }
 
+    fn cpus_per_socket(&self) -> u32 {
+        let with_cpus: Vec<u32> = self.nodes.iter().copied().filter(|n| *n > 0).collect();
+        if with_cpus.iter().all(|n| *n == with_cpus[0]) {
+            with_cpus[0]
+        } else {
+            1
+        }
+    }
+
+    /// The APIC id that QEMU gives each CPU: socket and core, the core in as many bits as all of a socket need.
+    pub fn apic_ids(&self) -> Vec<u32> {
+        let per_socket = self.cpus_per_socket();
+        let bits = per_socket.next_power_of_two().trailing_zeros();
+        let id = |cpu: u32| ((cpu / per_socket) << bits) | (cpu % per_socket);
+        (0..self.cpus()).map(id).collect()
+    }
+
+    /// Where each node's memory is: start and end of physical ranges. QEMU's q35 keeps the last part of the first
+    /// 4 GiB for devices and goes on above.
+    pub fn memory_ranges(&self) -> Vec<(usize, u64, u64)> {
+        const ABOVE: u64 = 4 << 30;
+        let size = self.memory_mib << 20;
+        let nodes = if self.numa { self.nodes.len() } else { 1 };
+        let total = (self.memory_mib * self.nodes.len() as u64) << 20;
+        let below = if total >= 0xb000_0000 {
+            2 << 30
+        } else {
+            0xb000_0000
+        };
+        let size = if self.numa { size } else { total };
+        let mut ranges = Vec::new();
+        for node in 0..nodes {
+            let (start, end) = (node as u64 * size, (node as u64 + 1) * size);
+            if start < below {
+                ranges.push((node, start, end.min(below)));
+            }
+            if end > below {
+                ranges.push((node, start.max(below) - below + ABOVE, end - below + ABOVE));
+            }
+        }
+        ranges
+    }
+
     /// QEMU's words for this machine.
     pub fn arguments(&self) -> Vec<String> {
         let (nodes, cpus) = (self.nodes.len(), self.cpus());
@@ -209,12 +252,7 @@ impl Topology {
         ];
         // One socket per node where that comes out even, else one per CPU: QEMU wants a full product. No two
         // threads to a core: QEMU's `max` CPU cannot have them under TCG.
-        let with_cpus: Vec<u32> = self.nodes.iter().copied().filter(|n| *n > 0).collect();
-        let per_socket = if with_cpus.iter().all(|n| *n == with_cpus[0]) {
-            with_cpus[0]
-        } else {
-            1
-        };
+        let per_socket = self.cpus_per_socket();
         let sockets = cpus / per_socket;
         args.push(format!(
             "cpus={cpus},sockets={sockets},cores={per_socket},threads=1"
@@ -443,6 +481,28 @@ mod tests {
             ..Changes::default()
         };
         says(Topology::named(Name::Default).changed(&missing), "nowhere");
+    }
+
+    #[test]
+    fn apic_ids_and_memory_as_in_qemu() {
+        let sparse = Topology::named(Name::SparseApic);
+        assert_eq!(sparse.apic_ids()[..7], [0, 1, 2, 4, 5, 6, 8]);
+        assert_eq!(Topology::named(Name::Hygon).apic_ids()[383], 383);
+        let hygon = Topology::named(Name::Hygon).memory_ranges();
+        let (mib, gib) = (1u64 << 20, 1u64 << 30);
+        assert_eq!(hygon[3], (3, 1536 * mib, 2 * gib));
+        assert_eq!(hygon[4], (4, 4 * gib, 4 * gib + 512 * mib));
+        let small = Topology::named(Name::Default).memory_ranges();
+        assert_eq!(small.last(), Some(&(3, 768 * mib, 1024 * mib)));
+        let split = change(Name::Default, None, Some(2), Some(3072)).unwrap();
+        assert_eq!(
+            split.memory_ranges(),
+            [
+                (0, 0, 2 * gib),
+                (0, 4 * gib, 5 * gib),
+                (1, 5 * gib, 8 * gib)
+            ]
+        );
     }
 
     #[test]

@@ -88,6 +88,9 @@ pub struct Run<B> {
     window_start: AtomicU64,
 }
 
+/// Operations that fill a simulation's caches.
+const SIMULATED_WARMUP_OPS: u64 = 2;
+
 /// Operations that run before the gate opens: at least two per worker, up to twenty.
 fn warmup_ops(workers: usize) -> u64 {
     (160 / workers as u64).clamp(2, 20)
@@ -202,6 +205,11 @@ extern "C" fn worker<B: Benchmark>(argument: usize) {
     }
     run.gate_queue
         .wait_until(|| run.gate.load(Ordering::Acquire));
+    if window::ramp(run.results.len()) {
+        for _ in 0..SIMULATED_WARMUP_OPS {
+            outcome.note(run.benchmark.operation(&mut worker));
+        }
+    }
     match run.until {
         Until::Ops(ops) => count_ops(run, &mut worker, &mut outcome, ops),
         Until::Window { ramp, cycles } => fill_window(run, &mut worker, &mut outcome, ramp, cycles),
@@ -214,7 +222,7 @@ extern "C" fn worker<B: Benchmark>(argument: usize) {
 /// Times `ops` operations.
 fn count_ops<B: Benchmark>(run: &Run<B>, worker: &mut B::Worker, outcome: &mut Outcome, ops: u64) {
     let batch = run.benchmark.batch();
-    window::begin();
+    window::begin(run.results.len());
     let overhead = Overhead::of(get_cycles);
     outcome.first_cycle = get_cycles();
     for _ in 0..ops.div_ceil(batch) {
@@ -230,7 +238,7 @@ fn count_ops<B: Benchmark>(run: &Run<B>, worker: &mut B::Worker, outcome: &mut O
         outcome.ops += batch;
     }
     outcome.last_cycle = get_cycles();
-    window::end();
+    window::end(run.results.len());
 }
 
 /// Operates from the common start on; operations that end after the ramp and before the end count.
@@ -243,7 +251,7 @@ fn fill_window<B: Benchmark>(
 ) {
     let batch = run.benchmark.batch();
     let mut start = run.meet();
-    window::begin();
+    window::begin(run.results.len());
     if params::get().mode == ModeWord::Numasim {
         start = get_cycles(); // the clocks of all CPUs have just been started together
     }
@@ -262,7 +270,7 @@ fn fill_window<B: Benchmark>(
         }
         last = now;
     }
-    window::end();
+    window::end(run.results.len());
 }
 
 /// Binds the running thread to one CPU, counted so that neighbours in number are on different nodes.

@@ -38,6 +38,7 @@ pub fn syscall_init() {
 
 /// Ends QEMU through its debug-exit device with `code` (QEMU's own exit status is `code * 2 + 1`), or halts for good.
 pub fn exit_machine(code: u8) -> ! {
+    ksync::arch::sim::end();
     // SAFETY: port 0xf4 is isa-debug-exit under QEMU and unused elsewhere.
     unsafe { x86_64::instructions::port::Port::<u32>::new(0xf4).write(code as u32) };
     loop {

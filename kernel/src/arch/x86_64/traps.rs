@@ -69,6 +69,7 @@ pub extern "C" fn do_trap(regs: &mut PtRegs) {
 }
 
 fn interrupt(vector: u8, regs: &PtRegs) {
+    ksync::arch::sim::interrupted();
     ksync::rcu::irq_enter();
     match vector {
         apic::vector::RESCHEDULE => {

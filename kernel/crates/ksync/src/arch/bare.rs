@@ -79,10 +79,12 @@ pub fn current() -> ThreadPtr {
     ThreadPtr(gs_load!("r", current, *mut ()))
 }
 
-/// The pause of a loop that waits for another CPU's store. The one place for a simulator's spin marker.
+/// The pause of a loop that waits for another CPU's store and changes nothing itself. The NOP before it tells a
+/// simulator so (see `sim`).
 #[inline(always)]
 pub fn cpu_relax() {
-    core::hint::spin_loop();
+    // SAFETY: a NOP, and a hint.
+    unsafe { asm!(".byte 0x0f, 0x1f, 0x1d, 0, 0, 0, 0", "pause", options(nostack, preserves_flags)) };
     if crate::static_branch!(crate::VIRT_SPIN) {
         yield_to_host();
     }
@@ -97,9 +99,17 @@ fn yield_to_host() {
     unsafe { asm!("out 0x80, al", in("al") 0u8, options(nomem, nostack, preserves_flags)) };
 }
 
-/// The time stamp counter, in cycles (under `-icount`, instructions).
+/// The time stamp counter, in cycles (under `-icount`, instructions; in a simulation, this CPU's clock).
 #[inline(always)]
 pub fn get_cycles() -> u64 {
+    if crate::static_branch!(super::sim::SIMULATED) {
+        return super::sim::get_cycles();
+    }
+    time_stamp()
+}
+
+#[inline(always)]
+pub(super) fn time_stamp() -> u64 {
     // SAFETY: every x86-64 has it, and the kernel does not forbid it to itself.
     unsafe { core::arch::x86_64::_rdtsc() }
 }

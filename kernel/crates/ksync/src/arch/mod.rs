@@ -33,6 +33,8 @@ pub mod host;
 pub mod loom;
 #[cfg(all(target_arch = "x86_64", any(target_os = "none", test)))]
 mod page_copy;
+#[cfg(target_os = "none")]
+pub mod sim;
 
 #[cfg(loom)]
 use self::loom as imp;
