@@ -37,7 +37,10 @@ pub fn tsc_khz() -> u64 {
 pub fn init(pm_timer: Option<u16>) {
     if crate::numasim::is_on() {
         // Nothing of the host's time: a cycle is what the simulation says it is.
-        NS_PER_4G.store((1 << 32) * 1_000_000 / crate::numasim::CLOCK_KHZ, Ordering::Relaxed);
+        NS_PER_4G.store(
+            (1 << 32) * 1_000_000 / crate::numasim::CLOCK_KHZ,
+            Ordering::Relaxed,
+        );
         TSC_KHZ.store(crate::numasim::CLOCK_KHZ, Ordering::Relaxed);
         BOOT_EPOCH.store(days_from_civil(2026, 1, 1) * 86_400, Ordering::Relaxed);
         return;

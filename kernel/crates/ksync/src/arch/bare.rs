@@ -84,7 +84,13 @@ pub fn current() -> ThreadPtr {
 #[inline(always)]
 pub fn cpu_relax() {
     // SAFETY: a NOP, and a hint.
-    unsafe { asm!(".byte 0x0f, 0x1f, 0x1d, 0, 0, 0, 0", "pause", options(nostack, preserves_flags)) };
+    unsafe {
+        asm!(
+            ".byte 0x0f, 0x1f, 0x1d, 0, 0, 0, 0",
+            "pause",
+            options(nostack, preserves_flags)
+        )
+    };
     if crate::static_branch!(crate::VIRT_SPIN) {
         yield_to_host();
     }

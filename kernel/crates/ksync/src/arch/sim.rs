@@ -86,7 +86,8 @@ pub fn is_active() -> bool {
 /// Waits until `cpus` CPUs are here; all leave at the same time, and `phase` begins. IRQs on, preemption off.
 pub fn meet(cpus: usize, phase: Phase) {
     let slot = &SLOTS[smp_processor_id()];
-    slot.argument.store(cpus as u64 | (phase as u64) << 32, Relaxed);
+    slot.argument
+        .store(cpus as u64 | (phase as u64) << 32, Relaxed);
     // An interrupt lets a CPU out early, its argument still there.
     while slot.active.load(Relaxed) != 0 && slot.argument.load(Relaxed) != 0 {
         mark!("0x2d");
