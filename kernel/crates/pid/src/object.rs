@@ -182,6 +182,12 @@ impl<T: Member> Pid<T> {
         }
     }
 
+    /// For the caller that took it out of its map.
+    #[inline(always)]
+    pub(crate) fn set_freed(&self) {
+        self.freed.store(true, Relaxed);
+    }
+
     /// Whether `free_pid` has been called.
     pub fn is_freed(&self) -> bool {
         self.freed.load(Relaxed)

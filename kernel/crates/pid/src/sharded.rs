@@ -212,7 +212,7 @@ impl<T: Member> PidMap<T> for ShardedMap<T> {
             }
             map.count_down(ns, &section);
         }
-        pid.mark_freed();
+        pid.set_freed();
     }
 
     #[inline]

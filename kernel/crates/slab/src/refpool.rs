@@ -9,13 +9,14 @@
 //! object decides when.
 //!
 //! Invariants
-//! - INV-POOL-1 (owned): while `target` is not null the object there has `stock` references, summed over the CPUs, that
+//! - INV-POOL-1 (owned): `object`, once set, has `stock` references, summed over the CPUs, that
 //!   belong to the pool.
 //! - INV-POOL-2 (own CPU): a stock is changed by its CPU with preemption off, or by `close`.
 
 use crate::{AllocError, KArc, Object};
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
+use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering::*};
 use ksync::{PreemptGuard, SpinLock, lock_class};
@@ -27,26 +28,30 @@ const BULK: u32 = 64;
 /// Spare references to one `T`. Closed until [`open`](Self::open) and after [`close`](Self::close): then
 /// references are counted one by one.
 pub struct RefPool<T: Object> {
-    /// `stocks` is there and in use.
-    is_open: AtomicBool,
+    /// The object while the pool is open.
     target: AtomicPtr<T>,
-    stocks: UnsafeCell<Option<PerCpu<AtomicU32>>>,
+    /// The object since the pool was opened.
+    object: AtomicPtr<T>,
+    /// `stocks` is initialised.
+    was_opened: AtomicBool,
+    stocks: UnsafeCell<MaybeUninit<PerCpu<AtomicU32>>>,
     opening: SpinLock<()>,
     owns: PhantomData<KArc<T>>,
 }
 
 // SAFETY: a set of KArc<T> (INV-POOL-1), reached by one CPU at a time (INV-POOL-2).
 unsafe impl<T: Object + Send + Sync> Send for RefPool<T> {}
-// SAFETY: as above; `stocks` is written once, before `is_open` is set with Release.
+// SAFETY: as above; `stocks` is written once, before `target` is set with Release.
 unsafe impl<T: Object + Send + Sync> Sync for RefPool<T> {}
 
 impl<T: Object> RefPool<T> {
     /// A closed pool; no memory.
     pub const fn new() -> Self {
         RefPool {
-            is_open: AtomicBool::new(false),
             target: AtomicPtr::new(ptr::null_mut()),
-            stocks: UnsafeCell::new(None),
+            object: AtomicPtr::new(ptr::null_mut()),
+            was_opened: AtomicBool::new(false),
+            stocks: UnsafeCell::new(MaybeUninit::uninit()),
             opening: SpinLock::new((), lock_class!("ref_pool")),
             owns: PhantomData,
         }
@@ -54,29 +59,31 @@ impl<T: Object> RefPool<T> {
 
     /// Begins to keep references to `object`, the first time it is called.
     pub fn open(&self, object: &KArc<T>) -> Result<(), AllocError> {
+        if self.was_opened.load(Relaxed) {
+            return Ok(());
+        }
         let fresh = PerCpu::new(|_| AtomicU32::new(0)).map_err(|_| AllocError)?;
         let held = self.opening.lock();
-        if !self.target.load(Relaxed).is_null() {
+        if self.was_opened.load(Relaxed) {
             drop(held);
             drop(fresh);
             return Ok(());
         }
         // SAFETY: not yet open, so nobody reads it; the lock keeps others out.
-        unsafe { *self.stocks.get() = Some(fresh) };
-        self.target.store(KArc::as_ptr(object).cast_mut(), Relaxed);
-        self.is_open.store(true, Release);
+        unsafe { (*self.stocks.get()).write(fresh) };
+        self.object.store(KArc::as_ptr(object).cast_mut(), Relaxed);
+        self.was_opened.store(true, Relaxed);
+        self.target.store(KArc::as_ptr(object).cast_mut(), Release);
         Ok(())
     }
 
     #[inline(always)]
     fn stocks_for(&self, object: &KArc<T>) -> Option<&PerCpu<AtomicU32>> {
-        if !self.is_open.load(Acquire)
-            || self.target.load(Relaxed) != KArc::as_ptr(object).cast_mut()
-        {
+        if self.target.load(Acquire) != KArc::as_ptr(object).cast_mut() {
             return None;
         }
-        // SAFETY: written before `is_open` was set, and never since.
-        unsafe { (*self.stocks.get()).as_ref() }
+        // SAFETY: written before `target` was set, and never since.
+        Some(unsafe { (*self.stocks.get()).assume_init_ref() })
     }
 
     /// One more reference to `object`.
@@ -121,22 +128,30 @@ impl<T: Object> RefPool<T> {
     /// From here on references are counted one by one. Whoever got or put one before has ended an RCU section when
     /// [`drain`](Self::drain) is called.
     pub fn close(&self) {
-        self.is_open.store(false, Release);
+        self.target.store(ptr::null_mut(), Release);
     }
 
-    /// Gives back all that is in stock. After [`close`](Self::close) and a grace period; the caller holds a reference.
+    /// Gives back all that is in stock. After [`close`](Self::close) and a grace period; the caller holds a reference to
+    /// `object`, the one that the pool was opened for.
     pub fn drain(&self, object: &T) {
-        if !ptr::eq(self.target.load(Relaxed), object) {
+        if !self.was_opened.load(Relaxed) || !ptr::eq(self.object.load(Relaxed), object) {
             return;
         }
-        // SAFETY: closed, and a grace period has passed: nobody else looks at the stocks.
-        let Some(stocks) = (unsafe { (*self.stocks.get()).as_ref() }) else {
-            return;
-        };
+        // SAFETY: initialised; closed, and a grace period has passed: nobody else looks at the stocks.
+        let stocks = unsafe { (*self.stocks.get()).assume_init_ref() };
         let nr: u32 = stocks.iter().map(|stock| stock.swap(0, Relaxed)).sum();
         for _ in 0..nr {
             // SAFETY: references that the pool owned (INV-POOL-1), each given back once; the caller's stays.
             drop(unsafe { KArc::from_raw(NonNull::from(object)) });
+        }
+    }
+}
+
+impl<T: Object> Drop for RefPool<T> {
+    fn drop(&mut self) {
+        if *self.was_opened.get_mut() {
+            // SAFETY: initialised, and not used again.
+            unsafe { self.stocks.get_mut().assume_init_drop() };
         }
     }
 }

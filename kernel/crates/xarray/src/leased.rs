@@ -42,6 +42,7 @@ use crate::node::{Node, Preload, SHIFT, SLOTS};
 use crate::tree::{RESERVED, Retire, SlotRef, Tree};
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
+use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering::*};
 use ksync::rcu::{self, RcuGuard};
@@ -86,7 +87,8 @@ pub struct LeaseMap<T: Object> {
     tree: Tree,
     /// Set once, when `leases` has been filled in.
     split: AtomicBool,
-    leases: UnsafeCell<Option<PerCpu<Lease>>>,
+    /// Initialised when `split` is set, and only then.
+    leases: UnsafeCell<MaybeUninit<PerCpu<Lease>>>,
     common: Lease,
     /// Where the next lease begins. Written under `lock`.
     cursor: AtomicU32,
@@ -111,7 +113,7 @@ impl<T: Object> LeaseMap<T> {
         LeaseMap {
             tree: Tree::new(),
             split: AtomicBool::new(false),
-            leases: UnsafeCell::new(None),
+            leases: UnsafeCell::new(MaybeUninit::uninit()),
             common: Lease::none(),
             cursor: AtomicU32::new(FIRST),
             lock: SpinLock::new((), class),
@@ -129,7 +131,7 @@ impl<T: Object> LeaseMap<T> {
             return Ok(());
         }
         // SAFETY: not yet set, so nobody reads it; the lock keeps other writers out.
-        unsafe { *self.leases.get() = Some(fresh) };
+        unsafe { (*self.leases.get()).write(fresh) };
         self.end_lease(&self.common);
         self.split.store(true, Release);
         Ok(())
@@ -141,7 +143,7 @@ impl<T: Object> LeaseMap<T> {
             return None;
         }
         // SAFETY: written before `split` was set, never since.
-        unsafe { (*self.leases.get()).as_ref() }
+        Some(unsafe { (*self.leases.get()).assume_init_ref() })
     }
 
     /// Whether each CPU has a lease of its own.
@@ -527,6 +529,10 @@ fn unreached(lease: &Lease) -> usize {
 
 impl<T: Object> Drop for LeaseMap<T> {
     fn drop(&mut self) {
+        if *self.split.get_mut() {
+            // SAFETY: initialised (`split`), and not used again.
+            unsafe { self.leases.get_mut().assume_init_drop() };
+        }
         self.tree.drain(|_, word| {
             if let Some(value) = NonNull::new(word).filter(|w| w.as_ptr() != RESERVED) {
                 // SAFETY: a reference of the map (INV-LEASE-4).
