@@ -1,5 +1,6 @@
 //! Page faults of programs, and the physical memory of the machine at boot.
 
+use crate::phases::{self, Phase};
 use crate::sched::current_ref;
 use mm::{FaultError, FaultFlags};
 
@@ -13,5 +14,9 @@ pub fn handle_user_fault(address: usize, flags: FaultFlags, _sp: usize) -> Resul
         return Err(FaultError::SegvMaperr);
     }
     // SAFETY: the running thread's `mm` keeps it alive, and only the thread itself replaces it.
-    unsafe { &*mm }.handle_fault(address, flags)
+    let mm = unsafe { &*mm };
+    let timer = phases::start();
+    let result = mm.handle_fault(address, flags);
+    phases::end(Phase::Fault, timer);
+    result
 }

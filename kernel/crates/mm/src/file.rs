@@ -17,7 +17,9 @@ use crate::vma::VmaPtr;
 use crate::zap::{Gather, zap_range};
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering::SeqCst, fence};
+use kbench::Phase;
 use ksync::PAGE_SHIFT;
+use ksync::trace;
 use rmap::{AddressSpace, Adjust, FileRmap, Filler, MapNode, Resize};
 use slab::KArc;
 
@@ -44,7 +46,15 @@ fn prepare(v: VmaPtr) -> NonNull<MapNode> {
 pub(crate) fn link(v: VmaPtr) {
     let Some(file) = &v.file else { return };
     // SAFETY: unlinked; stays in place until `unlink` (INV-VMA-1), and holds the file.
-    unsafe { file.i_mmap().insert(prepare(v)) };
+    timed(|| unsafe { file.i_mmap().insert(prepare(v)) });
+}
+
+/// Runs `f` as part of the phase "i_mmap".
+#[inline(always)]
+fn timed(f: impl FnOnce()) {
+    let timer = trace::begin();
+    f();
+    trace::end(Phase::IMmap as usize, timer);
 }
 
 /// Links a child's copy of `parent` right behind it (INV-FORK-1). May sleep.
@@ -52,10 +62,10 @@ pub(crate) fn link(v: VmaPtr) {
 pub(crate) fn link_after(parent: VmaPtr, child: VmaPtr) {
     let Some(file) = &child.file else { return };
     // SAFETY: as in `link`; the parent is linked while its mmap_lock is held for write.
-    unsafe {
+    timed(|| unsafe {
         file.i_mmap()
             .insert_after(parent.map_node(), prepare(child))
-    };
+    });
 }
 
 /// Unlinks an area of a file: no walker knows it any more when this returns. May sleep.
@@ -63,7 +73,7 @@ pub(crate) fn link_after(parent: VmaPtr, child: VmaPtr) {
 pub(crate) fn unlink(v: VmaPtr) {
     let Some(file) = &v.file else { return };
     // SAFETY: linked since `link` or `link_after`.
-    unsafe { file.i_mmap().remove(&[v.map_node()]) };
+    timed(|| unsafe { file.i_mmap().remove(&[v.map_node()]) });
 }
 
 /// Areas per hold of a file's `i_mmap` at exit.
@@ -114,7 +124,7 @@ impl Unlinker {
         }
         if let Some(file) = file {
             // SAFETY: so many have been set, all linked in this file's i_mmap.
-            unsafe { file.i_mmap().remove(&nodes[..self.nr]) };
+            timed(|| unsafe { file.i_mmap().remove(&nodes[..self.nr]) });
         }
         *self = Self::new();
     }

@@ -29,7 +29,9 @@ use crate::vma::{VmaMem, VmaPtr};
 use crate::{MmError, TASK_SIZE, interleave};
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering::SeqCst, fence};
+use kbench::Phase;
 use ksync::arch;
+use ksync::trace;
 use page_alloc::OutOfMemory;
 
 /// What a copy has done so far.
@@ -44,6 +46,7 @@ struct Copied {
 
 /// See [`MmUser::dup`].
 pub(crate) fn dup_mm(parent: &MmUser) -> Result<MmUser, MmError> {
+    let timer = trace::begin();
     let child = Mm::new()?;
     let mut old = parent.mmap_lock().write();
     ksync::lockdep::nested();
@@ -67,6 +70,7 @@ pub(crate) fn dup_mm(parent: &MmUser) -> Result<MmUser, MmError> {
     // The parent's lock is held for write without a change to its tree: nothing else to do.
     let _: &mut MmTree = &mut old;
     drop(old);
+    trace::end(Phase::MmSetup as usize, timer);
     // On an error the child's last user drops here and takes away what was made.
     result.map(|()| child)
 }
@@ -107,11 +111,14 @@ fn copy_range(
     v: VmaPtr,
     copied: &mut Copied,
 ) -> Result<(), OutOfMemory> {
-    walk_l1(parent.pgd(), v.start(), v.end(), |t1, start, end| {
+    let timer = trace::begin();
+    let result = walk_l1(parent.pgd(), v.start(), v.end(), |t1, start, end| {
         // INV-FORK-2.
         let _lock = v.file.is_some().then(|| parent.page_table_lock().lock());
         copy_l1(child_pgd, t1, start, end, copied)
-    })
+    });
+    trace::end(Phase::PgtableCopy as usize, timer);
+    result
 }
 
 #[inline(always)]

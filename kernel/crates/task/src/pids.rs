@@ -11,6 +11,8 @@ use crate::task::Task;
 use crate::wait::{self, Which, options};
 use crate::{PidNamespace, TaskError, TaskPid};
 use alloc::vec::Vec;
+use kbench::Phase;
+use ksync::trace;
 use pid::{PidType, find_ge_pid, find_pid_ns, free_pid, pid_nr_ns};
 use slab::KArc;
 
@@ -63,11 +65,13 @@ impl Drop for PidHandle {
 
 /// Takes a number in `namespace` and in each of its ancestors. `set_tid`: wanted numbers, innermost first.
 pub fn alloc(namespace: &KArc<PidNamespace>, set_tid: &[i32]) -> Result<PidHandle, TaskError> {
+    let timer = trace::begin();
     let pid = match set_tid {
-        [] => pid::alloc_pid(namespace)?,
-        wanted => pid::alloc_pid_with(namespace, wanted, |_| true)?,
+        [] => pid::alloc_pid(namespace),
+        wanted => pid::alloc_pid_with(namespace, wanted, |_| true),
     };
-    Ok(PidHandle { pid: Some(pid) })
+    trace::end(Phase::AllocPid as usize, timer);
+    Ok(PidHandle { pid: Some(pid?) })
 }
 
 /// A namespace below `parent`.
@@ -86,9 +90,11 @@ pub fn nr_in(pid: &TaskPid, viewer: &TaskPid) -> i32 {
 }
 
 fn leave(pid: &KArc<TaskPid>, kind: PidType, task: &KArc<Task>) {
+    let timer = trace::begin();
     if pid.detach(kind, task) {
         free_pid(pid);
     }
+    trace::end(Phase::FreePid as usize, timer);
 }
 
 /// Gives back the id of a thread that is not its process's leader.

@@ -5,6 +5,8 @@ use crate::process::{Process, ProcessState};
 use crate::task::Task;
 use crate::{TaskError, TaskPid};
 use core::sync::atomic::Ordering;
+use kbench::Phase;
+use ksync::trace;
 use slab::KArc;
 
 /// Which children a wait is for.
@@ -104,8 +106,9 @@ pub fn wait(cur: &Task, which: &Which, options: u32) -> Result<Option<Reaped>, T
     let process = &cur.process;
     let mut outcome = Ok(None);
     let mut look = || {
-        let mut state = process.lock.lock();
-        outcome = try_reap(&mut state, cur, which, options);
+        let timer = trace::begin();
+        outcome = try_reap(&mut process.lock.lock(), cur, which, options);
+        trace::end(Phase::Wait as usize, timer);
         !matches!(outcome, Ok(None))
     };
     if !look() && options & options::WNOHANG == 0 {
@@ -118,7 +121,9 @@ pub fn wait(cur: &Task, which: &Which, options: u32) -> Result<Option<Reaped>, T
         return Ok(None);
     };
     if let Some(child) = child {
+        let timer = trace::begin();
         exit::release(&child);
+        trace::end(Phase::Wait as usize, timer);
     }
     Ok(Some(reaped))
 }
