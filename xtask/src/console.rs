@@ -6,7 +6,7 @@
 
 use addr2line::Loader;
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -18,6 +18,7 @@ const MARK: &[u8] = b"  bt: 0x";
 pub struct Symbols {
     file: PathBuf,
     loader: Option<Option<Loader>>,
+    objects: Option<Vec<Object>>,
 }
 
 impl Symbols {
@@ -26,6 +27,7 @@ impl Symbols {
         Self {
             file: file.to_path_buf(),
             loader: None,
+            objects: None,
         }
     }
 
@@ -50,6 +52,47 @@ impl Symbols {
         }
         found
     }
+    /// The functions at an address, innermost first, by name alone.
+    pub fn functions(&mut self, address: u64) -> Vec<String> {
+        let frames = self.frames(address).into_iter();
+        let name = |f: String| f.split(" at ").next().unwrap_or_default().to_string();
+        frames.map(name).collect()
+    }
+
+    /// The object of the image at an address.
+    pub fn object(&mut self, address: u64) -> Option<String> {
+        if self.objects.is_none() {
+            self.objects = Some(objects(&self.file).unwrap_or_default());
+        }
+        let objects = self.objects.as_ref()?;
+        let after = objects.partition_point(|(start, ..)| *start <= address);
+        let (start, size, name) = objects.get(after.checked_sub(1)?)?;
+        (address < start + size).then(|| name.clone())
+    }
+}
+
+/// An object of an ELF file: address, size, name.
+type Object = (u64, u64, String);
+
+/// The variables of an ELF file, by address.
+fn objects(file: &Path) -> Option<Vec<Object>> {
+    let bytes = fs::read(file).ok()?;
+    let elf = elf::ElfBytes::<elf::endian::LittleEndian>::minimal_parse(&bytes).ok()?;
+    let (symbols, names) = elf.symbol_table().ok()??;
+    let objects = symbols
+        .iter()
+        .filter(|s| s.st_symtype() == elf::abi::STT_OBJECT);
+    let mut all: Vec<Object> = objects
+        .filter_map(|s| {
+            let name = names.get(s.st_name as usize).ok()?;
+            let name = addr2line::demangle_auto(name.into(), None);
+            // What a macro expands to comes last and says nothing.
+            let name = crate::bench::c2c::without_hash(&name).to_string();
+            Some((s.st_value, s.st_size, name))
+        })
+        .collect();
+    all.sort();
+    Some(all)
 }
 
 fn describe(name: &str, place: Option<(&str, u32)>) -> String {

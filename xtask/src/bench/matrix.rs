@@ -133,6 +133,9 @@ pub const QUICK: &[Sweep] = &[
     Sweep { benchmark: "slab",     axes: &[("slab_pattern", PATTERNS)], cpus: &[8], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "percpu",   axes: &[("percpu_op", PERCPU)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: &[1, 8], on: Small, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: &[1, 2, 8, 32], on: Hygon, mode: Numasim, detail: false, cost: (1.0, 30.0) },
+    Sweep { benchmark: "pid",      axes: &[("pid", PIDS)],   cpus: &[1, 8], on: Hygon, mode: Numasim, detail: false, cost: (1.0, 30.0) },
+    Sweep { benchmark: "fork",     axes: &[], cpus: &[1, 8], on: Hygon, mode: Numasim, detail: true, cost: (3.0, 300.0) },
     Sweep { benchmark: "storm",    axes: &[], cpus: &[8],    on: Small,  mode: Tcg,    detail: false, cost: (4.0, 15.0) },
     Sweep { benchmark: "locks",    axes: &[("lock", &["ticket", "mcs"])], cpus: &[8], on: Small, mode: Tcg, detail: false, cost: BOOT },
 ];

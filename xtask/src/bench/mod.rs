@@ -2,12 +2,13 @@
 //!
 //! [`matrix`] says what to boot, [`runner`] boots it, [`results`] is the file, [`compare`] finds what became worse.
 
+pub mod c2c;
 pub mod compare;
 mod matrix;
 pub mod results;
 mod runner;
 
-use crate::{apt::Installer, paths, topology::Name};
+use crate::{apt::Installer, paths, profile::Profile, topology::Name};
 use anyhow::{Result, bail};
 use clap::Args;
 use matrix::{BASELINE, FULL, Kind, QUICK, Selection};
@@ -46,6 +47,9 @@ pub struct Options {
     /// Boots of each cell whose figures vary from boot to boot.
     #[arg(long, value_name = "N", default_value = "1")]
     repeat: u32,
+    /// The costs of a simulation: a file of profiles/.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    profile: String,
     /// Boots at the same time; default: one per CPU of the host, but those whose figures it would spoil run alone.
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -107,8 +111,9 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
             .for_each(|c| println!("{}  # {}", c.command(), c.words()));
         return Ok(());
     }
+    let profile = Profile::load(&options.profile)?;
     for cell in &cells {
-        runner::machine(cell)?;
+        runner::check(cell, &profile)?;
     }
     let whole = options.names.is_empty() && options.variant.is_empty() && options.mode.is_empty();
     let name = if whole { name } else { "custom" };
@@ -116,7 +121,7 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         Some(path) => path.clone(),
         None => paths::target().join("bench").join(format!("{name}.jsonl")),
     };
-    let runner = Runner::new(installer, options.jobs)?;
+    let runner = Runner::new(installer, options.jobs, &cells, profile)?;
     let rows = runner.run_to(&cells, &out, options.fresh)?;
     compare::table(&rows);
     println!("{} results in {}", rows.len(), paths::shown(&out));
@@ -135,7 +140,8 @@ fn with_baseline(options: &Options, installer: &Installer) -> Result<()> {
         results::read(&path)?
     };
     let cells = Selection::default().cells(BASELINE)?;
-    let runner = Runner::new(installer, options.jobs)?;
+    let profile = Profile::load(&options.profile)?;
+    let runner = Runner::new(installer, options.jobs, &cells, profile)?;
     let rows = runner.run(&cells, |_| Ok(()))?;
     if let Some(failed) = rows.iter().find(|r| r.error.is_some()) {
         bail!(

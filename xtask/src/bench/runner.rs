@@ -1,17 +1,21 @@
 //! Boots cells: several at a time, each result kept as soon as it is there.
 
 use super::{
+    c2c,
     matrix::{Cell, Kind},
-    results::{self, Origin, Row},
+    results::{self, Contended, Origin, Row},
 };
 use crate::{
     apt::Installer,
     boot::{Mode, Outcome, Spec, System},
     build::Artifacts,
+    console::Symbols,
     emulator,
+    numasim::{Plugin, Simulation},
+    profile::Profile,
     topology::Topology,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use kbench::Record;
 use std::{
@@ -36,6 +40,9 @@ pub struct Runner {
     initramfs: Vec<u8>,
     origin: Origin,
     jobs: usize,
+    /// The simulator, if a cell needs it, and what things cost there.
+    plugin: Option<Plugin>,
+    profile: Profile,
 }
 
 /// The machine of a cell.
@@ -46,13 +53,32 @@ pub fn machine(cell: &Cell) -> Result<Topology> {
     Topology::named(cell.on).first(cell.cpus)
 }
 
+/// Refuses what cannot be booted.
+///
+/// # Errors
+/// The machine has fewer CPUs, or the profile does not cover it.
+pub fn check(cell: &Cell, profile: &Profile) -> Result<()> {
+    let topology = machine(cell)?;
+    if cell.mode == Kind::Numasim {
+        profile.configuration(&topology)?;
+    }
+    Ok(())
+}
+
 impl Runner {
-    /// Builds the system.
+    /// Builds the system, and the simulator if one of `cells` needs it.
     ///
     /// # Errors
     /// What is missing, or does not compile.
-    pub fn new(installer: &Installer, jobs: Option<usize>) -> Result<Runner> {
+    pub fn new(
+        installer: &Installer,
+        jobs: Option<usize>,
+        cells: &[Cell],
+        profile: Profile,
+    ) -> Result<Runner> {
         let (emulator, toolchain) = emulator::ensure_all(installer)?;
+        let simulated = cells.iter().any(|c| c.mode == Kind::Numasim);
+        let plugin = simulated.then(|| Plugin::build(&emulator)).transpose()?;
         let artifacts = Artifacts::build(&toolchain)?;
         let initramfs = artifacts.initramfs()?.finish()?;
         let mut all = fs::read(&artifacts.kernel)?;
@@ -69,6 +95,8 @@ impl Runner {
             initramfs,
             origin,
             jobs: jobs.unwrap_or(host).max(1),
+            plugin,
+            profile,
         })
     }
 
@@ -116,7 +144,8 @@ impl Runner {
     /// Whether `row` is what one of `cells` would come to.
     fn is_result_of(&self, row: &Row, cells: &[Cell]) -> bool {
         let same = row.origin.build == self.origin.build && row.origin.qemu == self.origin.qemu;
-        same && row.error.is_none() && cells.iter().any(|c| c.key() == row.cell)
+        let profile = row.profile.as_ref().is_none_or(|p| *p == self.profile.name);
+        same && profile && row.error.is_none() && cells.iter().any(|c| c.key() == row.cell)
     }
 
     /// Boots `cells`; `keep` gets each result when it is there.
@@ -161,30 +190,44 @@ impl Runner {
     /// One boot. Whatever goes wrong is in the row.
     fn cell(&self, cell: &Cell) -> Row {
         let start = Instant::now();
-        let result = self.boot(cell);
+        let mut result = self.boot(cell);
+        if cell.mode == Kind::Numasim && matches!(result, Err(Failure::Broken(_))) {
+            // The host held a CPU up for too long.
+            result = self.boot(cell);
+        }
         let mut row = Row {
             cell: cell.key(),
             command: cell.command(),
             seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
-            profile: None,
+            profile: (cell.mode == Kind::Numasim).then(|| self.profile.name.clone()),
             origin: self.origin.clone(),
             record: None,
             c2c: vec![],
             error: None,
         };
         match result {
-            Ok(record) => row.record = Some(record),
-            Err(error) => row.error = Some(format!("{error:#}")),
+            Ok((record, c2c)) => (row.record, row.c2c) = (Some(record), c2c),
+            Err(Failure::Broken(error) | Failure::Other(error)) => {
+                row.error = Some(format!("{error:#}"));
+            }
         }
         row
     }
 
-    fn boot(&self, cell: &Cell) -> Result<Record> {
+    fn boot(&self, cell: &Cell) -> Result<(Record, Vec<Contended>), Failure> {
         let topology = machine(cell)?;
-        let mode = match cell.mode {
-            Kind::Icount => Mode::Icount,
-            Kind::Tcg => Mode::Tcg,
-            Kind::Numasim => anyhow::bail!("the simulator is not there"),
+        let scratch = tempfile::Builder::new()
+            .prefix("tine-")
+            .tempdir()
+            .context("temporary directory")?;
+        let written = scratch.path().join("simulation");
+        let mode = match (cell.mode, &self.plugin) {
+            (Kind::Icount, _) => Mode::Icount,
+            (Kind::Tcg, _) => Mode::Tcg,
+            (Kind::Numasim, None) => return Err(anyhow!("the simulator was not built").into()),
+            (Kind::Numasim, Some(plugin)) => {
+                Mode::Numasim(plugin.words(&self.profile, &topology, &written)?)
+            }
         };
         let mut spec = Spec::new(&topology, mode, &self.initramfs);
         spec.line.append = Some(cell.words());
@@ -192,16 +235,42 @@ impl Runner {
         spec.quiet = true;
         let outcome = self.system.boot(&spec)?;
         outcome.verdict().with_context(|| tail(&outcome))?;
-        let lines: Vec<&str> = outcome
-            .records
-            .lines()
-            .filter(|l| !l.trim().is_empty())
-            .collect();
-        ensure!(lines.len() == 1, "{} records, not one", lines.len());
-        let record = Record::parse(lines[0].trim())?;
-        ensure!(record.is_clean(), "errors or leaks");
-        Ok(record)
+        let record = only_record(&outcome)?;
+        if cell.mode != Kind::Numasim {
+            return Ok((record, vec![]));
+        }
+        let simulation = Simulation::read(&written)?;
+        simulation.check().map_err(Failure::Broken)?;
+        let mut symbols = Symbols::of(&self.system.artifacts.kernel);
+        Ok((record, c2c::contended(&simulation, &mut symbols)))
     }
+}
+
+/// Why a cell has no record.
+enum Failure {
+    /// The simulation does not count, which may be the host's fault.
+    Broken(anyhow::Error),
+    /// Anything else.
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure::Other(error)
+    }
+}
+
+/// The record of a boot that made one.
+fn only_record(outcome: &Outcome) -> Result<Record> {
+    let lines: Vec<&str> = outcome
+        .records
+        .lines()
+        .filter(|l| !l.trim().is_empty())
+        .collect();
+    ensure!(lines.len() == 1, "{} records, not one", lines.len());
+    let record = Record::parse(lines[0].trim())?;
+    ensure!(record.is_clean(), "errors or leaks");
+    Ok(record)
 }
 
 /// Words of the environment that change how the kernel is compiled, for whoever compares.
