@@ -148,6 +148,8 @@ kparam::params! {
         maxcpus: u64 = 512,
         /// Seconds without progress after which the machine is reported as hanging; 0: never.
         watchdog: u64 = 20,
+        /// A line on the console for each program that a signal ends.
+        print_fatal_signals: Switch = Switch::Off,
         /// Print results only.
         quiet: bool = false,
         /// Name of the machine, for the records.

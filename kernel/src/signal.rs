@@ -148,7 +148,14 @@ impl Drop for Image {
 pub fn do_work(regs: &mut PtRegs) {
     let task = current_ref();
     match signal::dequeue(task) {
-        Delivery::Exit(status) => crate::process::do_exit(status),
+        Delivery::Exit(status) => {
+            if crate::params::get().print_fatal_signals == crate::params::Switch::On
+                && status & 0x7f != 0
+            {
+                print_end(status & 0x7f, regs);
+            }
+            crate::process::do_exit(status)
+        }
         Delivery::Stop(_) => {
             ksync::arch::park();
         }
@@ -295,6 +302,20 @@ fn restore_fpu(at: usize) -> Result<(), Efault> {
         fpu::restore(image.0.as_ptr());
     }
     Ok(())
+}
+
+/// A line about a program that a signal ends.
+#[cold]
+fn print_end(signo: i32, regs: &PtRegs) {
+    let arch = &current_ref().arch;
+    println!(
+        "{}: ended by signal {signo}, ip {:#x}, sp {:#x}; last fault at {:#x}, error {:#x}",
+        crate::sched::CurrentName,
+        regs.rip,
+        regs.rsp,
+        arch.trap_address.load(Relaxed),
+        arch.trap_error.load(Relaxed),
+    );
 }
 
 /// `siginfo_t` as the program reads it.

@@ -272,7 +272,8 @@ fn map_segment(
     }
     if mem_end > file_end && file_end < file_pages_end {
         static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
-        let len = file_pages_end.min(mem_end) - file_end;
+        // To the end of the page, as Linux does: ld.so takes its first memory from behind its own .bss.
+        let len = file_pages_end - file_end;
         // A read-only segment with a zeroed tail is odd but legal: its tail then reads what the file has there.
         if prot.contains(Prot::WRITE) {
             mm.write_remote(file_end, &ZEROS[..len])?;

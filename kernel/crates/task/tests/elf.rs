@@ -250,7 +250,7 @@ fn expected(file: &[u8], bias: usize) -> BTreeMap<usize, Option<Vec<u8>>> {
         for page in (first..last).step_by(PAGE_SIZE) {
             let of_file = s.filesz > 0 && page < data_end;
             let byte = |at: usize| {
-                let zeroed = at >= data_end && s.flags & abi::PF_W != 0 && at < end;
+                let zeroed = at >= data_end && s.flags & abi::PF_W != 0 && end > data_end;
                 let offset = (s.offset as usize + at).wrapping_sub(start);
                 if of_file && !zeroed {
                     file.get(offset).copied().unwrap_or(0)
