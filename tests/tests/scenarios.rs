@@ -6,7 +6,7 @@
 
 use kbench::Record;
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tests::{Boot, Failure, Outcome, Slots, acpi, elf};
 
 /// Boot words and other strings that kernel, xtask and these tests agree on.
@@ -59,6 +59,12 @@ fn main() {
     let missing = busybox().is_none();
     trials.extend(
         BUSYBOX
+            .iter()
+            .map(|row| trial(row).with_ignored_flag(missing)),
+    );
+    let missing = !DYNAMIC_PROGRAMS.iter().all(|p| Path::new(p).is_file());
+    trials.extend(
+        DYNAMIC
             .iter()
             .map(|row| trial(row).with_ignored_flag(missing)),
     );
@@ -377,6 +383,48 @@ const BUSYBOX: &[(&str, usize, Body)] = &[
     }),
 ];
 
+/// What [`DYNAMIC`] runs: on every Debian machine.
+const DYNAMIC_PROGRAMS: &[&str] = &[
+    "/usr/bin/dash",
+    "/usr/bin/bash",
+    "/usr/bin/true",
+    "/usr/bin/ls",
+];
+
+/// Debian's dynamically linked programs, with their own ld.so and libc.
+const DYNAMIC: &[(&str, usize, Body)] = &[
+    ("dynamic::true", 1, || {
+        Boot::on("default")
+            .host_program(Path::new("/usr/bin/true"), &[])
+            .succeed()
+            .map(drop)
+    }),
+    ("dynamic::dash", 1, || {
+        let outcome = Boot::on("default")
+            .option("--with", "/usr/bin/true")
+            .host_program(
+                Path::new("/usr/bin/dash"),
+                &["-c", "/bin/true && echo status $?"],
+            )
+            .succeed()?;
+        says_line(&outcome, "status 0")
+    }),
+    ("dynamic::bash_pipeline", 1, || {
+        let script = "for i in 1 2 3; do echo $((i * i)); done | while read x; do echo got $x; done; /bin/ls /bin";
+        let outcome = Boot::on("default")
+            .option("--with", "/usr/bin/ls")
+            .host_program(Path::new("/usr/bin/bash"), &["-c", script])
+            .succeed()?;
+        says_line(&outcome, "got 9")?;
+        outcome.says("tiny")
+    }),
+];
+
+fn says_line(outcome: &Outcome, text: &str) -> Result<(), Failure> {
+    let said = outcome.console.lines().any(|line| line.trim() == text);
+    outcome.check(said, &format!("no line {text:?}"))
+}
+
 fn busybox() -> Option<PathBuf> {
     ["/bin/busybox", "/usr/bin/busybox"]
         .iter()
@@ -390,8 +438,7 @@ fn path() -> Result<PathBuf, Failure> {
 
 fn busybox_says(args: &[&str], text: &str) -> Result<(), Failure> {
     let outcome = Boot::on("default").host_program(&path()?, args).succeed()?;
-    let said = outcome.console.lines().any(|line| line.trim() == text);
-    outcome.check(said, &format!("no line {text:?}"))
+    says_line(&outcome, text)
 }
 
 // ---------------------------------------------------------------------------------------- failures

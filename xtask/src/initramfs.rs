@@ -1,5 +1,6 @@
 //! The initramfs: a newc cpio archive, the same bytes for the same files.
 
+use crate::libraries;
 use anyhow::{Context, Result, bail};
 use cpio::newc;
 use std::{collections::BTreeMap, fs, io::Write, os::unix::fs::PermissionsExt, path::Path};
@@ -45,6 +46,14 @@ impl Initramfs {
     pub fn add_program(&mut self, name: &str, path: &Path) -> Result<()> {
         let data = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         self.add(name, REGULAR | 0o755, data)
+    }
+
+    /// Adds a program of this machine with what it needs to run.
+    pub fn add_host_program(&mut self, name: &str, path: &Path) -> Result<()> {
+        for (name, path) in libraries::needed(path)? {
+            self.add_program(&name, &path)?;
+        }
+        self.add_program(name, path)
     }
 
     /// Adds everything below the directory `path`, with its modes; symbolic links stay links.

@@ -21,6 +21,7 @@ mod console;
 mod doctor;
 mod emulator;
 mod initramfs;
+mod libraries;
 mod numasim;
 mod paths;
 mod profile;

@@ -57,6 +57,9 @@ pub struct Options {
     /// Files for the initramfs: everything below this directory.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    /// A program of this machine for /bin, with its interpreter and libraries.
+    #[arg(long, value_name = "PROGRAM")]
+    with: Vec<PathBuf>,
     /// Words for the kernel's boot line, in place of its stress. An unknown word makes it print all there are.
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Option<String>,
@@ -89,7 +92,8 @@ pub struct Options {
     /// Keep the benchmark records (JSON lines) in this file.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
-    /// Run this program (a static x86-64 Linux ELF) as the first process, with these arguments. Last on the line.
+    /// Run this program (an x86-64 Linux ELF) as the first process, with these arguments. Its interpreter and libraries
+    /// come along. Last on the line.
     #[arg(long, value_name = "PROGRAM [ARGS]...", num_args = 1.., allow_hyphen_values = true)]
     init: Vec<String>,
 }
@@ -119,10 +123,13 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
     if let Some(root) = &options.root {
         archive.add_tree(root)?;
     }
+    for program in &options.with {
+        archive.add_host_program(&guest_name(program)?, program)?;
+    }
     let mut init = None;
     if let Some((program, args)) = options.init.split_first() {
         let name = guest_name(Path::new(program))?;
-        archive.add_program(&name, Path::new(program))?;
+        archive.add_host_program(&name, Path::new(program))?;
         init = Some((format!("/{name}"), args.to_vec()));
     }
     let initramfs = archive.finish()?;
@@ -226,20 +233,10 @@ fn guest_name(path: &Path) -> Result<String> {
 fn warn_unless_program(path: &Path) -> Result<()> {
     let file = fs::read(path).with_context(|| format!("--init {}", path.display()))?;
     let elf = elf::ElfBytes::<elf::endian::AnyEndian>::minimal_parse(&file);
-    let interpreted = |e: &elf::ElfBytes<'_, _>| {
-        e.segments()
-            .is_some_and(|s| s.iter().any(|p| p.p_type == abi::PT_INTERP))
-    };
     match elf {
         Err(_) => eprintln!("note: {} is no ELF file, or a damaged one", path.display()),
         Ok(e) if e.ehdr.e_machine != abi::EM_X86_64 => {
             eprintln!("note: {} is not for x86-64", path.display())
-        }
-        Ok(e) if interpreted(&e) => {
-            eprintln!(
-                "note: {} is dynamically linked; its loader and libraries come only with --root",
-                path.display()
-            );
         }
         Ok(_) => {}
     }
