@@ -12,8 +12,9 @@ use ksync::lockstat;
 
 use alloc::vec::Vec;
 
-/// A worker with fewer operations in its window has told nothing about contention.
-const LEAST_OPS: u64 = 5;
+/// With fewer readings of the clock per worker a window has told nothing about contention. One worker may have none:
+/// that a lock starves somebody is a result.
+const LEAST_SAMPLES: u64 = 5;
 
 /// Sums over all workers.
 struct Totals {
@@ -136,14 +137,15 @@ fn holds<B: Benchmark>(run: &Run<B>, all: &Totals) -> bool {
     let enough = if taking_turns {
         all.ops > 0
     } else {
-        all.least >= LEAST_OPS
+        all.histogram.count() >= LEAST_SAMPLES * run.results.len() as u64
     };
     if let Until::Window { cycles, .. } = run.until
         && !enough
     {
         println!(
-            "benchmark: a window of {cycles} cycles is too short: {} operations of a worker",
-            all.least
+            "benchmark: a window of {cycles} cycles is too short: {} samples of {} workers",
+            all.histogram.count(),
+            run.results.len()
         );
         return false;
     }

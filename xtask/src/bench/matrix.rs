@@ -49,6 +49,8 @@ pub struct Benchmark {
     pub axes: &'static [Axis],
     /// Operations of each worker under icount, numasim and tcg. Under numasim 0: a window of time.
     pub ops: [u64; 3],
+    /// Cycles of such a window: at least, and per CPU. The locks have their own way.
+    pub window: (u64, u64),
 }
 
 /// Subjects of the lock laboratory.
@@ -77,21 +79,24 @@ const PIDS: &[&str] = &[
 /// Words that say where cycles went, and cost some themselves.
 const DETAIL: &str = " phases=on lockstat=on";
 
+/// No window.
+const OPS_ONLY: (u64, u64) = (0, 0);
+
 /// All benchmarks.
 #[rustfmt::skip]
 pub const BENCHMARKS: &[Benchmark] = &[
-    Benchmark { name: "fork",     doc: "fork, exit, wait",              axes: &[], ops: [50, 10, 200] },
-    Benchmark { name: "exec",     doc: "exec in place",                 axes: &[], ops: [50, 10, 200] },
-    Benchmark { name: "forkexec", doc: "fork, exec, exit, wait",        axes: &[], ops: [50, 10, 200] },
-    Benchmark { name: "thread",   doc: "thread create, exit, join",     axes: &[], ops: [50, 10, 200] },
-    Benchmark { name: "storm",    doc: "all of these, and a leak check", axes: &[], ops: [50, 10, 500] },
-    Benchmark { name: "pid",      doc: "take a pid and give it back",   axes: &[], ops: [640, 0, 2000] },
+    Benchmark { name: "fork",     doc: "fork, exit, wait",              axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
+    Benchmark { name: "exec",     doc: "exec in place",                 axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
+    Benchmark { name: "forkexec", doc: "fork, exec, exit, wait",        axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
+    Benchmark { name: "thread",   doc: "thread create, exit, join",     axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
+    Benchmark { name: "storm",    doc: "all of these, and a leak check", axes: &[], ops: [50, 10, 500], window: OPS_ONLY },
+    Benchmark { name: "pid",      doc: "take a pid and give it back",   axes: &[], ops: [640, 0, 2000], window: (2_000_000, 250_000) },
     Benchmark { name: "slab",     doc: "objects allocated and freed",
-                axes: &[("slab_pattern", PATTERNS)], ops: [640, 0, 2000] },
+                axes: &[("slab_pattern", PATTERNS)], ops: [640, 0, 2000], window: (4_000_000, 50_000) },
     Benchmark { name: "percpu",   doc: "per-CPU memory, and counters",
-                axes: &[("percpu_op", PERCPU)], ops: [640, 0, 2000] },
+                axes: &[("percpu_op", PERCPU)], ops: [640, 0, 2000], window: (20_000_000, 1_000_000) },
     Benchmark { name: "locks",    doc: "one critical section or counter for all",
-                axes: &[("lock", LOCKS)], ops: [200, 0, 500] },
+                axes: &[("lock", LOCKS)], ops: [200, 0, 500], window: (1_000_000, 12_000) },
 ];
 
 /// One benchmark over everything named here.
@@ -231,7 +236,7 @@ impl Cell {
         };
         match (self.mode, benchmark.ops[self.mode as usize]) {
             (_, 0) => {
-                let _ = write!(words, " window={}", self.window());
+                let _ = write!(words, " window={}", self.window(benchmark.window));
             }
             (_, each) => {
                 let _ = write!(words, " ops={}", each * u64::from(self.cpus));
@@ -243,15 +248,18 @@ impl Cell {
         words
     }
 
-    /// Cycles enough for every CPU to have its turn several times: a lock on which all spin takes longer per turn the
-    /// more there are.
-    fn window(&self) -> u64 {
+    /// Cycles enough for every CPU to have its turn several times, and no more than it takes to see that: a lock on
+    /// which all spin takes longer per turn the more there are, a counter per CPU hardly any time.
+    fn window(&self, (least, per_cpu): (u64, u64)) -> u64 {
         let cpus = u64::from(self.cpus);
-        let collapses = self.variants.iter().any(|(word, value)| {
-            word == "lock" && ["tas", "ticket", "rw"].contains(&value.as_str())
-        });
-        let per_turn = if collapses { 300 + 32 * cpus } else { 3_000 };
-        (10 * cpus * per_turn).max(1_000_000)
+        let lock = self.variants.iter().find(|(word, _)| word == "lock");
+        let (least, per_cpu) = match lock.map(|(_, value)| value.as_str()) {
+            Some("tas" | "ticket" | "rw") => (least, 7 * (300 + 32 * cpus)),
+            Some("atomic" | "per-node") => (least, 10_000),
+            Some("per-cpu") => (500_000, 0),
+            _ => (least, per_cpu),
+        };
+        (cpus * per_cpu).max(least)
     }
 
     /// The line that makes it.
@@ -491,6 +499,8 @@ mod tests {
             let keys: BTreeSet<String> = cells.iter().map(Cell::key).collect();
             assert_eq!(keys.len(), cells.len(), "no cell twice");
             for cell in &cells {
+                let words = cell.words();
+                assert!(!words.contains("window=0"), "{words}");
                 assert!(benchmark(&cell.benchmark).is_some(), "{}", cell.key());
                 assert!(
                     cell.cpus <= Topology::named(cell.on).cpus(),
