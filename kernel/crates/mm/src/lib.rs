@@ -42,6 +42,7 @@ mod mremap;
 pub mod pgtable;
 mod remote;
 mod rss;
+mod setup;
 mod tree;
 mod vma;
 mod zap;
@@ -52,11 +53,14 @@ mod tests;
 pub use check::MmReport;
 pub use fault::{FaultError, FaultFlags};
 pub use file::unmap_mapping_range;
+pub use mm::switch_mm;
 pub use mm::{Mm, MmUser, init};
 pub use mmap::{MapArgs, MapFlags, Prot};
 pub use mremap::RemapFlags;
 pub use pgtable::set_kernel_pgd;
 pub use rss::{RssKind, RssStat};
+pub use setup::place::{MmLists, for_each_pgd, for_each_rss, set_lists};
+pub use setup::{MmKind, current_cid, drain_shells, set_check, set_group, set_kind};
 pub use vma::{VmFlags, VmaInfo};
 
 /// End of the user half: one guard page below the canonical hole.
@@ -108,6 +112,15 @@ impl From<page_alloc::OutOfMemory> for MmError {
 pub(crate) fn interleave(_point: &'static str) {
     #[cfg(test)]
     tests::interleave::reached(_point);
+}
+
+/// Whether a test has planted this bug. Never outside of tests.
+#[inline(always)]
+pub(crate) fn planted(_bug: &str) -> bool {
+    #[cfg(test)]
+    return tests::setup::is_planted(_bug);
+    #[cfg(not(test))]
+    false
 }
 
 /// Rounds up to whole pages; None on overflow.

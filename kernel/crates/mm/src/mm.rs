@@ -17,8 +17,9 @@
 //!   loaded another. A CPU that loads a root flushes its TLB (no PCIDs).
 
 use crate::fork;
-use crate::pgtable::{Table, alloc_pgd, free_pgd, init_stash};
+use crate::pgtable::{Table, init_stash};
 use crate::rss::RssStat;
+use crate::setup::{self, Shell};
 use crate::tree::MmTree;
 use crate::vma::{VmaInfo, VmaPtr};
 use crate::zap::{Gather, unmap_range};
@@ -38,6 +39,7 @@ static ZERO_PAGE: AtomicUsize = AtomicUsize::new(0);
 /// and percpu and [`crate::set_kernel_pgd`]; more calls do nothing (host tests).
 pub fn init() -> Result<(), MmError> {
     init_stash()?;
+    setup::init()?;
     if ZERO_PAGE.load(Acquire) != 0 {
         return Ok(());
     }
@@ -63,6 +65,8 @@ pub(crate) fn zero_page() -> PageRef {
 /// One address space.
 pub struct Mm {
     mmap_lock: RwSem<MmTree>,
+    /// Root, counters, ids and list places; made by `Shell::take`.
+    shell: NonNull<Shell>,
     pgd: Table,
     users: AtomicU32,
     /// Excludes walkers of `i_mmap` from fork's copying of entries (INV-FORK-2). Faults do not
@@ -90,13 +94,18 @@ impl Mm {
     #[allow(clippy::new_ret_no_self)]
     pub fn new() -> Result<MmUser, MmError> {
         let room = KArc::<Mm>::try_uninit()?;
+        let shell = Shell::take()?;
+        // SAFETY: taken just now.
+        let pgd = unsafe { shell.as_ref() }.pgd;
         let mm = room.write(Mm {
             mmap_lock: RwSem::new(MmTree::new(), lock_class!("mmap_lock")),
-            pgd: alloc_pgd()?,
+            shell,
+            pgd,
             users: AtomicU32::new(1),
             page_table_lock: SpinLock::new((), lock_class!("page_table_lock")),
             nr_tables: AtomicUsize::new(0),
-            rss: RssStat::new(),
+            // SAFETY: the shell is given back when the address space is dropped.
+            rss: unsafe { RssStat::of(shell) },
             cpumask: CpuMask::new(),
         });
         // INV-MM-1: the one user takes the object's one reference.
@@ -273,8 +282,15 @@ impl Drop for Mm {
         );
         // SAFETY: no reference is left, so no CPU has the root loaded; empty since exit_mmap
         // (INV-MM-2).
-        unsafe { free_pgd(self.pgd) };
+        unsafe { Shell::give(self.shell) };
     }
+}
+
+/// Says that this CPU runs `to` instead of `from` (None: the kernel alone), which settles the concurrency ids. After
+/// `to` was activated, before anything of it is counted. Preemption is off.
+#[inline]
+pub fn switch_mm(from: Option<&Mm>, to: Option<&Mm>) {
+    setup::switch(from.map(|mm| mm.rss.shell()), to.map(|mm| mm.rss.shell()));
 }
 
 /// One user of an address space. Cloning is CLONE_VM. The last drop empties the address space and
@@ -291,6 +307,12 @@ impl MmUser {
     /// or nothing: on an error the parent is as before. May sleep.
     pub fn dup(&self) -> Result<MmUser, MmError> {
         fork::dup_mm(self)
+    }
+
+    /// Another user for a new thread of the same program (CLONE_VM). Called by one of its threads. May sleep.
+    pub fn share(&self) -> Result<MmUser, MmError> {
+        self.rss.shell().share()?;
+        Ok(self.clone())
     }
 
     /// A reference of the object, which keeps the root but not the pages (lazy TLB).

@@ -1,11 +1,11 @@
 //! Resident pages of an address space, by kind.
 //!
 //! Problem: each page that comes or goes changes a counter that /proc reads and limits look at.
-//! Mechanism: one atomic per kind. Paths that move many pages (fork, unmap, exit) sum up first and
-//! add once. Exact at every quiet moment; other representations (per CPU, hierarchical) can take
-//! this type's place.
+//! Mechanism: this is the view; where the copies of a counter are is for [`crate::setup`]. Paths that move many pages
+//! (fork, unmap, exit) sum up first and add once. Exact at every quiet moment.
 
-use core::sync::atomic::{AtomicIsize, Ordering::Relaxed};
+use crate::setup::Shell;
+use core::ptr::NonNull;
 
 /// What kind of page is resident.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -26,41 +26,42 @@ pub const NR_RSS: usize = 3;
 pub(crate) type RssDelta = [isize; NR_RSS];
 
 /// Resident pages of one address space.
-pub struct RssStat {
-    counts: [AtomicIsize; NR_RSS],
-}
+pub struct RssStat(NonNull<Shell>);
 
 impl RssStat {
-    /// All zero.
-    pub const fn new() -> Self {
-        RssStat {
-            counts: [const { AtomicIsize::new(0) }; NR_RSS],
-        }
+    /// The counters of a shell.
+    ///
+    /// # Safety
+    /// The shell lives as long as the value.
+    pub(crate) unsafe fn of(shell: NonNull<Shell>) -> Self {
+        RssStat(shell)
     }
 
-    /// Adds `pages` (may be negative). Any context.
+    /// The shell.
+    #[inline(always)]
+    pub(crate) fn shell(&self) -> &Shell {
+        // SAFETY: the promise of `of`.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Adds `pages` (may be negative). Any context but hard IRQ.
     #[inline]
     pub fn add(&self, kind: RssKind, pages: isize) {
-        self.counts[kind as usize].fetch_add(pages, Relaxed);
+        self.shell().add(kind as usize, pages);
     }
 
     /// Adds all kinds of `delta`.
     #[inline]
     pub(crate) fn add_all(&self, delta: &RssDelta) {
-        for (count, &n) in self.counts.iter().zip(delta) {
+        for (kind, &n) in delta.iter().enumerate() {
             if n != 0 {
-                count.fetch_add(n, Relaxed);
+                self.shell().add(kind, n);
             }
         }
     }
 
-    /// Pages of `kind`, now.
-    pub fn get(&self, kind: RssKind) -> isize {
-        self.counts[kind as usize].load(Relaxed)
-    }
-
     /// Resident pages of all kinds.
     pub fn total(&self) -> isize {
-        self.counts.iter().map(|c| c.load(Relaxed)).sum()
+        (0..NR_RSS).map(|kind| self.shell().sum(kind)).sum()
     }
 }
