@@ -1,6 +1,6 @@
 //! The words of the boot line.
 
-use crate::bench::{BenchWord, LockWord, PercpuOp, SlabPattern};
+use crate::bench::{BenchWord, LockWord, MmOp, PercpuOp, SlabPattern};
 use kparam::Text;
 
 kparam::choices! {
@@ -95,6 +95,40 @@ kparam::choices! {
     }
 }
 
+kparam::choices! {
+    /// How the counters and ids of an address space are kept.
+    pub enum MmWord {
+        /// In two zeroed per-CPU areas.
+        Separate = "separate",
+        /// In one zeroed per-CPU area.
+        Merged = "merged",
+        /// In one per-CPU area, written in one loop.
+        Uninit = "uninit",
+        /// In constructed slab objects.
+        Ctor = "ctor",
+        /// In one per-CPU area, written where it is used.
+        Lazy = "lazy",
+        /// In constructed objects, a pool for each mm_group CPUs.
+        Grouped = "grouped",
+        /// Plain until there is a second thread.
+        Single = "single",
+        /// By concurrency id, in constructed slab objects.
+        Best = "best",
+    }
+}
+
+kparam::choices! {
+    /// On which lists address spaces are.
+    pub enum MmListsWord {
+        /// One for all.
+        Global = "global",
+        /// One per CPU.
+        PerCpu = "percpu",
+        /// One per CPU, kept with constructed objects.
+        Cached = "cached",
+    }
+}
+
 kparam::params! {
     /// What the boot line can say.
     pub struct BootParams {
@@ -116,6 +150,8 @@ kparam::params! {
         slab_pattern: SlabPattern = SlabPattern::Same,
         /// Objects that a worker holds at its peak (bench=slab).
         slab_cached: u64 = 32,
+        /// The operation (bench=mm).
+        mm_op: MmOp = MmOp::Fork,
         /// What is done (bench=percpu).
         percpu_op: PercpuOp = PercpuOp::Zeroed,
         /// Subject of the lock laboratory (bench=locks).
@@ -134,6 +170,14 @@ kparam::params! {
         slab_reclaim: ReclaimWord = ReclaimWord::Inline,
         /// Make per-CPU areas for at least so many CPUs, whether they are there or not.
         possible: u64 = 0,
+        /// How the counters and ids of an address space are kept.
+        mm: MmWord = MmWord::Best,
+        /// CPUs that share a pool (mm=grouped).
+        mm_group: u64 = 8,
+        /// On which lists address spaces are.
+        mm_lists: MmListsWord = MmListsWord::Cached,
+        /// Add all copies of the counters up at every end, also where the design needs no loop.
+        mm_check: Switch = Switch::Off,
         /// Fail on purpose.
         test: Option<TestWord> = None,
         /// How pids are kept.

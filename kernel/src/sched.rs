@@ -357,6 +357,9 @@ pub fn load_mm(cpu: usize, old: usize, new: usize) {
         mm.activate(cpu);
         mm.pgd_phys()
     };
+    // SAFETY: as above, for both.
+    let as_mm = |mm: usize| unsafe { (mm as *const mm::Mm).as_ref() };
+    mm::switch_mm(as_mm(old), as_mm(new));
     // SAFETY: both roots map the kernel identically (INV-PAGING-1).
     unsafe { core::arch::asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
     if old != 0 {

@@ -81,6 +81,7 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
 
     apic_and_clock(firmware.pm_timer);
     mm::set_kernel_pgd(paging::kernel_pgd());
+    choose_mm(params);
     mm::init().expect("memory for the zero page");
     rcu::init();
     let idle = idle_tasks();
@@ -96,6 +97,16 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
     process::kernel_thread("init", first_process, 0).expect("memory for the first process");
     debug::start_reclaim(params);
     sched::run_idle_loop(0)
+}
+
+/// How address spaces are set up.
+fn choose_mm(params: &params::BootParams) {
+    mm::set_kind(mm::MmKind::from_name(params.mm.name()).expect("the boot words know the designs"));
+    mm::set_lists(
+        mm::MmLists::from_name(params.mm_lists.name()).expect("the boot words know the lists"),
+    );
+    mm::set_group(params.mm_group as usize);
+    mm::set_check(params.mm_check == Switch::On || cfg!(debug_assertions));
 }
 
 fn early_head() {

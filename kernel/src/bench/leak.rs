@@ -37,8 +37,11 @@ impl Snapshot {
             ksync::rcu::barrier();
         }
         kstack::shrink();
-        mm::pgtable::drain_tables();
-        slab::shrink_all();
+        ::mm::drain_shells();
+        ::slab::shrink_all();
+        ::mm::pgtable::drain_tables();
+        ::slab::shrink_all();
+        ::percpu::shrink();
         ksync::rcu::barrier();
         page_alloc::drain_all();
         self.pages.clear();
@@ -48,7 +51,7 @@ impl Snapshot {
                 .push((stat.total - stat.free - paging::nr_tables(node)) as u64);
         }
         self.caches.clear();
-        slab::slabinfo(|stats| {
+        ::slab::slabinfo(|stats| {
             if self.caches.len() < MAX_CACHES {
                 self.caches.push((stats.name, stats.active as u64));
             }

@@ -18,6 +18,7 @@ mod window;
 
 pub mod inject;
 
+pub use self::mm::MmOp;
 pub use self::percpu::PercpuOp;
 pub use self::slab::SlabPattern;
 pub use locks::LockWord;
@@ -88,6 +89,8 @@ benchmarks! {
     storm::Storm = "storm",
     /// Take a pid and give it back; `depth` namespaces down.
     pid::PidAlloc = "pid",
+    /// Address spaces made and ended, by design and by possible CPUs.
+    mm::MmBench = "mm",
     /// Objects allocated and freed, by one CPU and across.
     slab::Slab = "slab",
     /// Per-CPU memory, and counters.

@@ -83,6 +83,8 @@ pub fn print<B: Benchmark>(name: &str, run: &Run<B>, leaks: Option<Vec<Leak>>) -
     record.variants = alloc::vec![
         Setting::new("pid", params.pid.name()),
         Setting::new("i_mmap", params.i_mmap.name()),
+        Setting::new("mm", params.mm.name()),
+        Setting::new("mm_lists", params.mm_lists.name()),
     ];
     record.params = alloc::vec![Setting::new("place", params.place.name())];
     record.errors = all.errors;

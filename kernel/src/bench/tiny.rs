@@ -51,6 +51,13 @@ impl Tiny {
         reap_one()
     }
 
+    /// Fork a child that makes a second thread, joins it and exits; wait.
+    pub fn fork_thread(&self) -> Result<(), Errno> {
+        let me = core::ptr::from_ref(self) as usize;
+        process::clone_into_kernel(&clone_args(0), child_threads, me)?;
+        reap_one()
+    }
+
     /// exec in place.
     pub fn exec(&self) -> Result<(), Errno> {
         exec_tiny()
@@ -105,6 +112,14 @@ fn exec_tiny() -> Result<(), Errno> {
     let mut args = ExecArgs::new();
     args.push_arg(TINY)?;
     process::kernel_execve(TINY, args)
+}
+
+/// A child that is not to be alone.
+extern "C" fn child_threads(parents: usize) {
+    // SAFETY: the parent waits for this child, and keeps its Tiny meanwhile.
+    let tiny = unsafe { &*(parents as *const Tiny) };
+    let status = tiny.thread().map_or(1 << 8, |()| 0);
+    process::do_group_exit(status)
 }
 
 /// A child's first and only act in the kernel; it then runs the program from its start, which exits.

@@ -191,7 +191,7 @@ pub fn nr_edges() -> u32 {
 #[inline(always)]
 pub fn nested() {
     if crate::static_branch!(LOCK_HOOKS) {
-        with_state(|s| s.nest = 1);
+        with_state(|s| s.nest = (s.depth > 0) as usize);
     }
 }
 
@@ -402,7 +402,16 @@ pub(crate) fn acquire(class: &'static LockClass, how: How, tried: bool) {
         if s.busy {
             return;
         }
-        here.node = (column * SUBCLASSES + core::mem::take(&mut s.nest).min(SUBCLASSES - 1)) as u16;
+        // The word is for the class that is held; what the scheduler or an interrupt takes in between is not meant.
+        let is_held = s.held[..s.depth]
+            .iter()
+            .any(|h| h.node as usize / SUBCLASSES == column);
+        let subclass = if is_held {
+            core::mem::take(&mut s.nest)
+        } else {
+            0
+        };
+        here.node = (column * SUBCLASSES + subclass.min(SUBCLASSES - 1)) as u16;
         let mut note = |w: Wrong| {
             if nr < wrong.len() {
                 wrong[nr] = Some(w);
@@ -625,6 +634,9 @@ pub(crate) fn release(class: &'static LockClass) {
         if let Some(at) = at {
             s.held.copy_within(at + 1..s.depth, at);
             s.depth -= 1;
+            if s.depth == 0 {
+                s.nest = 0;
+            }
         } else {
             s.lost = s.lost.saturating_sub(1);
         }

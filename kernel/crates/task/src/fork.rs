@@ -108,7 +108,7 @@ fn copy_mm(cur: &Task, args: &CloneArgs) -> Result<Option<MmUser>, TaskError> {
         return Ok(None);
     };
     if args.flags & clone::VM != 0 {
-        return Ok(Some(mm));
+        return Ok(Some(mm.share()?));
     }
     Ok(Some(mm.dup()?))
 }
