@@ -29,7 +29,15 @@ pub struct Artifacts {
 impl Artifacts {
     /// Builds everything.
     pub fn build(toolchain: &Toolchain) -> Result<Self> {
+        Self::build_moved(toolchain, 0)
+    }
+
+    /// The same, with so many bytes before the kernel's code and data.
+    pub fn build_moved(toolchain: &Toolchain, padding: u32) -> Result<Self> {
         let mut system = toolchain.cargo("build", KERNEL_FLAGS);
+        if padding > 0 {
+            system.env("TINE_PADDING", padding.to_string());
+        }
         system.args(["--release", "-p", "boot", "-p", "kernel"]);
         let system = executables("building boot and kernel", system)?;
         let mut users = toolchain.cargo("build", USER_FLAGS);

@@ -17,14 +17,14 @@ use xshell::{Shell, cmd};
 
 /// Crates and their floors; each imports only from below.
 const FLOORS: &[(u32, &[&str])] = &[
-    (1, &["ksync", "kparam", "kstat", "bundle"]),
+    (1, &["ksync", "kparam", "kstat", "kbench", "bundle"]),
     (2, &["topology", "page_alloc"]),
     (3, &["percpu"]),
     (4, &["slab"]),
     (5, &["xarray", "interval_tree"]),
     (6, &["pid", "rmap"]),
     (7, &["mm", "vfs", "sched"]),
-    (8, &["task", "kbench"]),
+    (8, &["task"]),
     (9, &["kernel", "boot"]),
     // On the host, and above everything; nothing may depend on these.
     (10, &["xtask", "tests"]),

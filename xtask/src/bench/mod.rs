@@ -1,12 +1,14 @@
 //! `cargo xtask bench`: many boots, one results file, and what it says beside another.
 //!
-//! [`matrix`] says what to boot, [`runner`] boots it, [`results`] is the file, [`compare`] finds what became worse.
+//! [`matrix`] says what to boot, [`runner`] boots it, [`results`] is the file, [`compare`] finds what became worse,
+//! [`sensitivity`] asks which conclusions hold when the model or the code's layout is changed a little.
 
 pub mod c2c;
 pub mod compare;
 mod matrix;
 pub mod results;
 mod runner;
+mod sensitivity;
 
 use crate::{apt::Installer, paths, profile::Profile, topology::Name};
 use anyhow::{Result, bail};
@@ -68,6 +70,9 @@ pub struct Options {
     /// With --compare: the per cent that a cell may be slower.
     #[arg(long, value_name = "PERCENT", default_value = "3")]
     threshold: f64,
+    /// Halve and double each cost of the simulation, move code and data, and say which conclusions hold throughout.
+    #[arg(long, conflicts_with_all = ["full", "names", "compare"])]
+    sensitivity: bool,
     /// Boot what the committed baselines have, and fail if a cell is slower by 1 %.
     #[arg(long, conflicts_with_all = ["full", "names", "compare"])]
     check_baseline: bool,
@@ -90,6 +95,10 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
     if let [a, b] = &options.compare[..] {
         let (a, b) = (results::read(a)?, results::read(b)?);
         return compare::print(&a, &b, options.threshold);
+    }
+    if options.sensitivity {
+        let profile = Profile::load(&options.profile)?;
+        return sensitivity::command(installer, options.jobs, &profile, options.fresh);
     }
     if options.check_baseline || options.save_baseline {
         return with_baseline(options, installer);
@@ -121,7 +130,7 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         Some(path) => path.clone(),
         None => paths::target().join("bench").join(format!("{name}.jsonl")),
     };
-    let runner = Runner::new(installer, options.jobs, &cells, profile)?;
+    let runner = Runner::new(installer, options.jobs, &cells, profile, 0)?;
     let rows = runner.run_to(&cells, &out, options.fresh)?;
     compare::table(&rows);
     println!("{} results in {}", rows.len(), paths::shown(&out));
@@ -141,7 +150,7 @@ fn with_baseline(options: &Options, installer: &Installer) -> Result<()> {
     };
     let cells = Selection::default().cells(BASELINE)?;
     let profile = Profile::load(&options.profile)?;
-    let runner = Runner::new(installer, options.jobs, &cells, profile)?;
+    let runner = Runner::new(installer, options.jobs, &cells, profile, 0)?;
     let rows = runner.run(&cells, |_| Ok(()))?;
     if let Some(failed) = rows.iter().find(|r| r.error.is_some()) {
         bail!(

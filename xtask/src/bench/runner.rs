@@ -66,7 +66,7 @@ pub fn check(cell: &Cell, profile: &Profile) -> Result<()> {
 }
 
 impl Runner {
-    /// Builds the system, and the simulator if one of `cells` needs it.
+    /// Builds the system, its code and data moved by `padding` bytes, and the simulator if one of `cells` needs it.
     ///
     /// # Errors
     /// What is missing, or does not compile.
@@ -75,11 +75,12 @@ impl Runner {
         jobs: Option<usize>,
         cells: &[Cell],
         profile: Profile,
+        padding: u32,
     ) -> Result<Runner> {
         let (emulator, toolchain) = emulator::ensure_all(installer)?;
         let simulated = cells.iter().any(|c| c.mode == Kind::Numasim);
         let plugin = simulated.then(|| Plugin::build(&emulator)).transpose()?;
-        let artifacts = Artifacts::build(&toolchain)?;
+        let artifacts = Artifacts::build_moved(&toolchain, padding)?;
         let initramfs = artifacts.initramfs()?.finish()?;
         let mut all = fs::read(&artifacts.kernel)?;
         all.extend(fs::read(&artifacts.boot)?);
@@ -100,26 +101,35 @@ impl Runner {
         })
     }
 
+    /// What things cost from now on.
+    pub fn set_profile(&mut self, profile: Profile) {
+        self.profile = profile;
+    }
+
     /// Boots what `out` does not have yet. A file that has all of it is begun anew, and kept beside as `.old`.
     ///
     /// # Errors
     /// The file system's; cells that fail are rows.
     pub fn run_to(&self, cells: &[Cell], out: &Path, fresh: bool) -> Result<Vec<Row>> {
+        let again = fresh || self.kept(cells, out)?.len() == cells.len();
+        self.complete(cells, out, again)
+    }
+
+    /// The same, but a file that has all of it is the result, unless `fresh`.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn complete(&self, cells: &[Cell], out: &Path, fresh: bool) -> Result<Vec<Row>> {
         if let Some(parent) = out.parent() {
             fs::create_dir_all(parent)?;
         }
-        let mut kept = if out.exists() {
-            results::read(out)?
-        } else {
+        let mut kept = if fresh {
             vec![]
+        } else {
+            self.kept(cells, out)?
         };
-        let all = kept.len();
-        kept.retain(|row| self.is_result_of(row, cells));
-        if fresh || kept.len() == cells.len() || kept.is_empty() {
-            if all > 0 {
-                fs::rename(out, out.with_extension("jsonl.old"))?;
-            }
-            kept.clear();
+        if kept.is_empty() && out.exists() {
+            fs::rename(out, out.with_extension("jsonl.old"))?;
         }
         if !kept.is_empty() {
             eprintln!(
@@ -129,11 +139,8 @@ impl Runner {
             );
         }
         results::write(out, &kept)?;
-        let missing: Vec<Cell> = cells
-            .iter()
-            .filter(|c| !kept.iter().any(|r| r.cell == c.key()))
-            .cloned()
-            .collect();
+        let there = |c: &&Cell| !kept.iter().any(|r| r.cell == c.key());
+        let missing: Vec<Cell> = cells.iter().filter(there).cloned().collect();
         kept.extend(self.run(&missing, |row| results::append(out, row))?);
         let place = |row: &Row| cells.iter().position(|c| c.key() == row.cell);
         kept.sort_by_key(place);
@@ -141,11 +148,15 @@ impl Runner {
         Ok(kept)
     }
 
-    /// Whether `row` is what one of `cells` would come to.
-    fn is_result_of(&self, row: &Row, cells: &[Cell]) -> bool {
-        let same = row.origin.build == self.origin.build && row.origin.qemu == self.origin.qemu;
-        let profile = row.profile.as_ref().is_none_or(|p| *p == self.profile.name);
-        same && profile && row.error.is_none() && cells.iter().any(|c| c.key() == row.cell)
+    /// The rows of `out` that are results of `cells`, by this build.
+    fn kept(&self, cells: &[Cell], out: &Path) -> Result<Vec<Row>> {
+        let mut rows = if out.exists() {
+            results::read(out)?
+        } else {
+            vec![]
+        };
+        rows.retain(|row| is_result_of(row, cells, &self.origin, &self.profile.name));
+        Ok(rows)
     }
 
     /// Boots `cells`; `keep` gets each result when it is there.
@@ -244,6 +255,13 @@ impl Runner {
         let mut symbols = Symbols::of(&self.system.artifacts.kernel);
         Ok((record, c2c::contended(&simulation, &mut symbols)))
     }
+}
+
+/// Whether `row` is what one of `cells` would come to by this build, QEMU and profile.
+fn is_result_of(row: &Row, cells: &[Cell], origin: &Origin, profile: &str) -> bool {
+    let same = row.origin.build == origin.build && row.origin.qemu == origin.qemu;
+    let profile = row.profile.as_ref().is_none_or(|p| p == profile);
+    same && profile && row.error.is_none() && cells.iter().any(|c| c.key() == row.cell)
 }
 
 /// Why a cell has no record.
@@ -364,5 +382,46 @@ fn duration(seconds: f64) -> String {
         format!("{seconds:.0} s")
     } else {
         format!("{:.0} min", seconds / 60.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{
+        matrix::{QUICK, Selection},
+        results::tests::row,
+    };
+    use kbench::record::Mode;
+
+    #[test]
+    fn what_is_there_need_not_be_made_again() {
+        let cells = Selection::default().cells(QUICK).unwrap();
+        let mut there = row(&cells[0].key(), Mode::Icount, 5);
+        let origin = Origin {
+            build: "b".into(),
+            qemu: "10.0".into(),
+            ..Origin::default()
+        };
+        there.origin = origin.clone();
+        let counts = |row: &Row| is_result_of(row, &cells, &origin, "default");
+        assert!(counts(&there));
+        let with = |change: fn(&mut Row)| {
+            let mut other = there.clone();
+            change(&mut other);
+            counts(&other)
+        };
+        assert!(!with(|r| r.origin.build = "c".into()), "another build");
+        assert!(!with(|r| r.origin.qemu = "9.0".into()), "another QEMU");
+        assert!(!with(|r| r.error = Some("panic".into())), "it failed");
+        assert!(!with(|r| r.profile = Some("other".into())), "other costs");
+        assert!(
+            !with(|r| r.cell = "fork icount nowhere cpus=1".into()),
+            "not asked for"
+        );
+        assert!(
+            with(|r| r.origin.commit = "x".into()),
+            "the same build by another commit"
+        );
     }
 }
