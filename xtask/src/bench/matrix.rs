@@ -59,6 +59,11 @@ const LOCKS: &[&str] = &[
 ];
 /// Who frees what another allocated.
 const PATTERNS: &[&str] = &["same", "cross-cpu", "cross-node", "ctor"];
+/// What is done with an address space, and how its per-CPU state is kept.
+const MM_OPS: &[&str] = &["fork", "exec", "forkexec", "threads"];
+const MMS: &[&str] = &[
+    "separate", "merged", "uninit", "ctor", "lazy", "grouped", "single", "best",
+];
 /// Per-CPU memory and counters.
 const PERCPU: &[&str] = &["zeroed", "uninit", "add", "tree", "atomic", "sum"];
 /// Words that any benchmark takes: the variants of the kernel's subjects.
@@ -95,6 +100,8 @@ pub const BENCHMARKS: &[Benchmark] = &[
                 axes: &[("slab_pattern", PATTERNS)], ops: [640, 0, 2000], window: (4_000_000, 50_000) },
     Benchmark { name: "percpu",   doc: "per-CPU memory, and counters",
                 axes: &[("percpu_op", PERCPU)], ops: [640, 0, 2000], window: (20_000_000, 1_000_000) },
+    Benchmark { name: "mm",       doc: "address spaces made and ended",
+                axes: &[("mm_op", MM_OPS), ("mm", MMS)], ops: [160, 0, 640], window: (20_000_000, 1_000_000) },
     Benchmark { name: "locks",    doc: "one critical section or counter for all",
                 axes: &[("lock", LOCKS)], ops: [200, 0, 500], window: (1_000_000, 12_000) },
 ];
@@ -159,6 +166,7 @@ pub const FULL: &[Sweep] = &[
     Sweep { benchmark: "fork",     axes: &[("pid", PIDS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 1500.0) },
     Sweep { benchmark: "slab",     axes: &[("slab_pattern", PATTERNS)], cpus: PAIRS, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
     Sweep { benchmark: "percpu",   axes: &[("percpu_op", PERCPU)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
+    Sweep { benchmark: "mm",       axes: &[("mm_op", &["exec"]), ("mm", MMS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 1500.0) },
     Sweep { benchmark: "fork",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
     Sweep { benchmark: "exec",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
     Sweep { benchmark: "forkexec", axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 2500.0) },
@@ -550,6 +558,8 @@ mod tests {
         assert_eq!(words(LOCKS), words_of("bench/locks.rs", "LockWord"));
         assert_eq!(words(PATTERNS), words_of("bench/slab.rs", "SlabPattern"));
         assert_eq!(words(PERCPU), words_of("bench/percpu.rs", "PercpuOp"));
+        assert_eq!(words(MM_OPS), words_of("bench/mm.rs", "MmOp"));
+        assert_eq!(words(MMS), words_of("params.rs", "MmWord"));
         for (word, list) in [
             ("pid", "PidWord"),
             ("i_mmap", "IMmapWord"),
