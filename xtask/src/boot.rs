@@ -64,7 +64,9 @@ impl Mode {
                 words(&[&count[..], &fixed].concat())
             }
             Mode::Numasim(plugin) => {
-                let emulate = ["-cpu", "max", "-accel", "tcg,thread=multi,tb-size=512"];
+                // Room for translations is divided among all CPUs before anything is translated: little of it is little
+                // for the one that boots. When it is full QEMU stops all CPUs.
+                let emulate = ["-cpu", "max", "-accel", "tcg,thread=multi,tb-size=2047"];
                 let mut all: Vec<String> = words(&[&emulate[..], &fixed].concat());
                 all.extend_from_slice(plugin);
                 all
