@@ -30,6 +30,7 @@ mod numasim;
 mod panic;
 mod params;
 mod phases;
+mod pidfd;
 mod power;
 mod process;
 mod random;

@@ -6,6 +6,7 @@ use crate::arch::{PtRegs, clock, fpu, gdt};
 use crate::errno::Errno;
 use crate::kstats::Stat;
 use crate::phases::{self, Phase};
+use crate::pidfd;
 use crate::sched::{self, current, current_ref};
 use core::sync::atomic::Ordering::Relaxed;
 use kstat::Counters;
@@ -15,7 +16,7 @@ use slab::KArc;
 use task::exec::{AuxInfo, ExecArgs, Image, Loaded};
 use task::fork::{CloneArgs, clone};
 use task::{Task, TaskError};
-use vfs::{At, File, FsStruct, VfsError};
+use vfs::{At, File, FsStruct, OpenFlags, VfsError};
 
 /// What the machine needs to know of a clone besides [`CloneArgs`].
 #[derive(Default, Clone, Copy)]
@@ -26,6 +27,8 @@ pub struct CloneRegs {
     pub tls: usize,
     /// CLONE_PARENT_SETTID.
     pub parent_tid: usize,
+    /// CLONE_PIDFD.
+    pub pidfd: usize,
 }
 
 /// Makes a thread that returns to user mode with `regs` and 0 in RAX. Returns its id as the caller sees it.
@@ -54,7 +57,16 @@ pub fn kernel_clone(args: &CloneArgs, regs: &PtRegs, at: &CloneRegs) -> Result<i
         let _ = uaccess::put_user(at.parent_tid, &(tid as u32));
     }
     let vfork = new.vfork_done();
-    finish_clone(new, &cur)?;
+    if args.flags & clone::PIDFD != 0 {
+        let files = cur.files.lock().clone().ok_or(Errno::EBADF)?;
+        let slot = files.reserve(true)?;
+        let file = pidfd::file(new.process().clone(), OpenFlags::empty())?;
+        uaccess::put_user(at.pidfd, &slot.fd())?;
+        finish_clone(new, &cur)?;
+        slot.install(file);
+    } else {
+        finish_clone(new, &cur)?;
+    }
     if let Some(done) = vfork {
         // A fatal signal ends the wait; the child then goes on alone.
         while done.0.wait_interruptible().is_err() {
@@ -207,6 +219,7 @@ pub fn kernel_execve(path: &[u8], args: ExecArgs) -> Result<(), Errno> {
     task.robust_list.store(0, Relaxed);
     task.set_child_tid.store(0, Relaxed);
     task.process.did_exec.store(true, Relaxed);
+    task.cred.exec();
     task.clear_flag(task::task::flags::KTHREAD);
     thread::reset_user_state(&task.arch);
     task.arch.set_gs_base_now(0);

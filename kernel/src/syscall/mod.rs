@@ -8,6 +8,7 @@ pub use file::mapping_of;
 pub use process::set_affinity;
 pub mod futex;
 mod memory;
+mod pidfd;
 mod process;
 pub mod restart;
 mod sig;
@@ -139,6 +140,8 @@ syscalls! {
     127 "rt_sigpending" => sig::rt_sigpending,
     130 "rt_sigsuspend" => sig::rt_sigsuspend,
     131 "sigaltstack" => sig::sigaltstack,
+    125 "capget" => pidfd::capget,
+    126 "capset" => pidfd::capset,
     157 "prctl" => process::prctl,
     158 "arch_prctl" => process::arch_prctl,
     169 "reboot" => process::reboot,
@@ -156,6 +159,7 @@ syscalls! {
     230 "clock_nanosleep" => time::clock_nanosleep,
     231 "exit_group" => process::exit_group,
     234 "tgkill" => sig::tgkill,
+    247 "waitid" => pidfd::waitid,
     257 "openat" => file::openat,
     258 "mkdirat" => file::mkdirat,
     262 "newfstatat" => file::newfstatat,
@@ -168,8 +172,11 @@ syscalls! {
     292 "dup3" => file::dup3,
     293 "pipe2" => file::pipe2,
     302 "prlimit64" => process::prlimit64,
+    308 "setns" => pidfd::setns,
     309 "getcpu" => process::getcpu,
     318 "getrandom" => process::getrandom,
+    424 "pidfd_send_signal" => pidfd::pidfd_send_signal,
+    434 "pidfd_open" => pidfd::pidfd_open,
     435 "clone3" => process::clone3,
     439 "faccessat2" => file::faccessat,
 }

@@ -10,6 +10,7 @@ use crate::sched::{self, current, current_ref};
 use core::sync::atomic::Ordering::Relaxed;
 use ksync::{CpuMask, NR_CPUS};
 use slab::{KArc, KBox};
+use task::cred::cap;
 use task::exec::{ARG_STRLEN_MAX, ExecArgs};
 use task::fork::{CloneArgs, clone as flag};
 use task::wait::{Which, options};
@@ -53,6 +54,7 @@ pub fn clone(regs: &mut PtRegs) -> SysResult {
         stack: regs.arg::<1>(),
         tls: regs.arg::<4>(),
         parent_tid: regs.arg::<2>(),
+        pidfd: regs.arg::<2>(),
     };
     Ok(process::kernel_clone(&args, regs, &at)? as usize)
 }
@@ -97,7 +99,7 @@ pub fn clone3(regs: &mut PtRegs) -> SysResult {
     }
     let [
         flags,
-        _pidfd,
+        pidfd,
         child_tid,
         parent_tid,
         exit_signal,
@@ -113,7 +115,9 @@ pub fn clone3(regs: &mut PtRegs) -> SysResult {
         || flags & (flag::THREAD | flag::PARENT) != 0 && exit_signal != 0
         || (stack == 0) != (stack_size == 0)
         || set_tid_size > 32
-        || (set_tid == 0) != (set_tid_size == 0);
+        || (set_tid == 0) != (set_tid_size == 0)
+        || flags & (flag::PIDFD | flag::PARENT_SETTID) == flag::PIDFD | flag::PARENT_SETTID
+            && pidfd == parent_tid;
     if invalid {
         return Err(Errno::EINVAL);
     }
@@ -127,6 +131,7 @@ pub fn clone3(regs: &mut PtRegs) -> SysResult {
         stack: (stack + stack_size) as usize,
         tls: tls as usize,
         parent_tid: parent_tid as usize,
+        pidfd: pidfd as usize,
     };
     Ok(process::kernel_clone(&args, regs, &at)? as usize)
 }
@@ -253,7 +258,7 @@ pub fn wait4(regs: &mut PtRegs) -> SysResult {
 }
 
 /// `struct rusage` with CPU time only.
-fn rusage(ns: u64) -> [u64; 18] {
+pub fn rusage(ns: u64) -> [u64; 18] {
     let mut words = [0; 18];
     words[0] = ns / 1_000_000_000;
     words[1] = ns / 1000 % 1_000_000;
@@ -457,6 +462,8 @@ pub fn prlimit64(regs: &mut PtRegs) -> SysResult {
 pub fn prctl(regs: &mut PtRegs) -> SysResult {
     const PR_SET_NAME: usize = 15;
     const PR_GET_NAME: usize = 16;
+    const PR_CAPBSET_READ: usize = 23;
+    const PR_CAPBSET_DROP: usize = 24;
     let task = current_ref();
     match regs.arg::<0>() {
         PR_SET_NAME => {
@@ -468,6 +475,14 @@ pub fn prctl(regs: &mut PtRegs) -> SysResult {
         PR_GET_NAME => {
             let name = task.comm_bytes().0;
             uaccess::copy_to_user(regs.arg::<1>(), &name)?;
+            Ok(0)
+        }
+        PR_CAPBSET_READ | PR_CAPBSET_DROP if regs.arg::<1>() > cap::LAST as usize => {
+            Err(Errno::EINVAL)
+        }
+        PR_CAPBSET_READ => Ok(task.cred.is_bounding(regs.arg::<1>() as u32) as usize),
+        PR_CAPBSET_DROP => {
+            task.cred.drop_bounding(regs.arg::<1>() as u32)?;
             Ok(0)
         }
         _ => Err(Errno::EINVAL),
@@ -494,7 +509,7 @@ pub fn set_tid_address(regs: &mut PtRegs) -> SysResult {
     Ok(task.tid() as usize)
 }
 
-fn task_by_tid(tid: i32) -> Result<KArc<Task>, Errno> {
+pub fn task_by_tid(tid: i32) -> Result<KArc<Task>, Errno> {
     match tid {
         0 => Ok(current()),
         1.. => pids::find_task(tid as u32, current_ref().pid()).ok_or(Errno::ESRCH),
@@ -566,6 +581,9 @@ pub fn unshare(regs: &mut PtRegs) -> SysResult {
     match flags & !(flag::FS | flag::FILES | flag::SYSVSEM) {
         0 => {}
         flag::NEWPID => {
+            if !task.cred.capable(cap::SYS_ADMIN) {
+                return Err(Errno::EPERM);
+            }
             let parent = task.pid_ns_for_children.lock().clone();
             if !KArc::ptr_eq(&parent, task.pid().ns()) {
                 return Err(Errno::EINVAL); // a second unshare before the first child

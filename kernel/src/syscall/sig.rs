@@ -195,7 +195,7 @@ pub fn sigaltstack(regs: &mut PtRegs) -> SysResult {
     Ok(0)
 }
 
-fn check_signo(signo: u32) -> Result<u32, Errno> {
+pub fn check_signo(signo: u32) -> Result<u32, Errno> {
     if signo > NSIG {
         Err(Errno::EINVAL)
     } else {
@@ -204,7 +204,7 @@ fn check_signo(signo: u32) -> Result<u32, Errno> {
 }
 
 /// The sender as the receiver sees it.
-fn user_info(signo: u32, code: i32, receiver: &Process) -> SigInfo {
+pub fn user_info(signo: u32, code: i32, receiver: &Process) -> SigInfo {
     let pid = pids::nr_in(&current_ref().process.pid, &receiver.pid);
     SigInfo {
         signo,
@@ -264,7 +264,8 @@ fn kill_all(signo: u32) -> SysResult {
     let me = current();
     let (mut nr, mut found) = (2, 0);
     while let Some((at, process)) = pids::next_process(nr, me.pid().ns()) {
-        if !KArc::ptr_eq(&process, &me.process) && !process.is_namespace_init() {
+        // Not oneself, and (from 2 on) not the first process; those of inner namespaces decide for themselves.
+        if !KArc::ptr_eq(&process, &me.process) {
             found += 1;
             send(&process, signo);
         }

@@ -128,13 +128,18 @@ fn reparent_children(process: &KArc<Process>) {
     }
 }
 
-/// What the parent is told about a child's end.
-fn child_info(process: &Process, parent: &Process, signo: Signo, status: i32) -> SigInfo {
-    let (code, value) = match status & 0x7f {
+/// `si_code` and `si_status` of a wait status.
+pub fn decode_status(status: i32) -> (i32, i32) {
+    match status & 0x7f {
         0 => (CLD_EXITED, status >> 8 & 0xff),
         n if status & 0x80 != 0 => (CLD_DUMPED, n),
         n => (CLD_KILLED, n),
-    };
+    }
+}
+
+/// What the parent is told about a child's end.
+fn child_info(process: &Process, parent: &Process, signo: Signo, status: i32) -> SigInfo {
+    let (code, value) = decode_status(status);
     SigInfo {
         signo,
         code,
@@ -170,11 +175,13 @@ fn finish_process(process: &KArc<Process>) {
     });
     let Some((parent, signo, status, ignored)) = outcome else {
         process.lock.lock().zombie = true;
+        process.wait_pidfd.wake_all();
         return;
     };
     if signo != 0 {
         signal::send_to_process(&parent, &child_info(process, &parent, signo, status));
     }
+    process.wait_pidfd.wake_all();
     if ignored {
         release(process);
     }

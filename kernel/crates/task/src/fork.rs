@@ -9,6 +9,7 @@
 //! # Lock order
 //! `publish` holds the parent process's lock, and inside it the new process's lock and the pid lists.
 
+use crate::cred::cap;
 use crate::pids::{self, PidHandle};
 use crate::process::Process;
 use crate::task::{Task, VforkDone, flags};
@@ -120,6 +121,9 @@ fn copy_mm(cur: &Task, args: &CloneArgs) -> Result<Option<MmUser>, TaskError> {
 pub fn copy_process(cur: &KArc<Task>, args: &CloneArgs) -> Result<NewTask, TaskError> {
     check_flags(cur, args)?;
     let shell = KArc::<Task>::try_uninit()?;
+    if args.flags & clone::NEWPID != 0 && !cur.cred.capable(cap::SYS_ADMIN) {
+        return Err(TaskError::NotPermitted);
+    }
     let namespace: NsRef = if args.flags & clone::NEWPID != 0 {
         let parent = cur.pid_ns_for_children.lock().clone();
         NsRef::new(&pids::new_namespace(&parent)?)
@@ -142,7 +146,7 @@ pub fn copy_process(cur: &KArc<Task>, args: &CloneArgs) -> Result<NewTask, TaskE
     } else {
         None
     };
-    let pid = pids::alloc(&namespace, args.set_tid)?;
+    let pid = pids::alloc(&namespace, args.set_tid, &cur.cred)?;
     let is_new_process = args.flags & clone::THREAD == 0;
     let process = if is_new_process {
         new_process(cur, args, &pid)?
@@ -197,6 +201,7 @@ fn fill(task: &KArc<Task>, cur: &Task, args: &CloneArgs, mm: Option<MmUser>) {
     *task.mm.lock() = mm;
     task.blocked
         .store(cur.blocked.load(Ordering::Relaxed), Ordering::Relaxed);
+    task.cred.copy_from(&cur.cred);
     let comm = *cur.comm.lock();
     *task.comm.lock() = comm;
     if args.flags & clone::CHILD_SETTID != 0 {
@@ -221,6 +226,11 @@ impl NewTask {
     /// The thread, for the machine layer.
     pub fn task(&self) -> &KArc<Task> {
         &self.task
+    }
+
+    /// The process it belongs to, its own unless it is a further thread.
+    pub fn process(&self) -> &KArc<Process> {
+        &self.task.process
     }
 
     /// What a vfork parent waits for.

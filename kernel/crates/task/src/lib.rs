@@ -15,6 +15,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod cred;
 mod error;
 pub mod exec;
 pub mod exit;
@@ -26,6 +27,7 @@ pub mod signal;
 pub mod task;
 pub mod wait;
 
+pub use cred::Cred;
 pub use error::TaskError;
 pub use process::Process;
 pub use task::{ArchThread, Task};

@@ -5,6 +5,7 @@
 //! - INV-PIDS-1: a process's leader is a member of its pid as PID and TGID, and of its group's and session's pids, from
 //!   `publish` until the process is reaped; a further thread is a member of its own pid as PID until it exits.
 
+use crate::cred::Cred;
 use crate::process::Process;
 use crate::signal::{self, SigInfo};
 use crate::task::Task;
@@ -64,11 +65,18 @@ impl Drop for PidHandle {
 }
 
 /// Takes a number in `namespace` and in each of its ancestors. `set_tid`: wanted numbers, innermost first.
-pub fn alloc(namespace: &KArc<PidNamespace>, set_tid: &[i32]) -> Result<PidHandle, TaskError> {
+///
+/// # Errors
+/// In the order of `pid::PidError`; `NotPermitted` if `cred` may not choose.
+pub fn alloc(
+    namespace: &KArc<PidNamespace>,
+    set_tid: &[i32],
+    cred: &Cred,
+) -> Result<PidHandle, TaskError> {
     let timer = trace::begin();
     let pid = match set_tid {
         [] => pid::alloc_pid(namespace),
-        wanted => pid::alloc_pid_with(namespace, wanted, |_| true),
+        wanted => pid::alloc_pid_with(namespace, wanted, |_| cred.may_choose_pids()),
     };
     trace::end(Phase::AllocPid as usize, timer);
     Ok(PidHandle { pid: Some(pid?) })

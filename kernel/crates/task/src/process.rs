@@ -33,6 +33,8 @@ pub struct Process {
     pub lock: SpinLock<ProcessState>,
     /// Its threads sleep here for their children.
     pub wait_chldexit: WaitQueue,
+    /// Who polls a pidfd of it sleeps here for its end.
+    pub wait_pidfd: WaitQueue,
     sighand: SpinLock<KArc<SigHand>>,
     /// Threads that have not begun to exit.
     live: AtomicU32,
@@ -125,6 +127,7 @@ impl Process {
                 lock_class!("process_lock"),
             ),
             wait_chldexit: WaitQueue::new(),
+            wait_pidfd: WaitQueue::new(),
             sighand: SpinLock::new(sighand, lock_class!("process_sighand")),
             live: AtomicU32::new(0),
             multithreaded: AtomicBool::new(false),

@@ -1,5 +1,6 @@
 //! `task_struct`: one thread.
 
+use crate::cred::Cred;
 use crate::process::Process;
 use crate::signal::Pending;
 use crate::{NsRef, TaskPid};
@@ -94,6 +95,8 @@ pub struct Task {
     pub altstack: SpinLock<AltStack>,
     /// Wait status given to `exit`, for the process when this is its last or first thread.
     pub exit_code: AtomicU32,
+    /// What it may do.
+    pub cred: Cred,
     /// What `ps` shows.
     pub comm: SpinLock<[u8; 16]>,
 }
@@ -160,6 +163,7 @@ impl Task {
             restart_remaining_at: AtomicUsize::new(0),
             altstack: SpinLock::new(AltStack::default(), lock_class!("task_altstack")),
             exit_code: AtomicU32::new(0),
+            cred: Cred::full(),
             comm: SpinLock::new([0; 16], lock_class!("task_comm")),
         }
     }

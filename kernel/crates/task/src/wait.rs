@@ -30,6 +30,8 @@ pub mod options {
     pub const WEXITED: u32 = 4;
     pub const WCONTINUED: u32 = 8;
     pub const WNOWAIT: u32 = 0x0100_0000;
+    /// Not Linux's: ends of children do not count (waitid without WEXITED).
+    pub const NO_EXITED: u32 = 0x0010_0000;
     pub const WNOTHREAD: u32 = 0x2000_0000;
     pub const WALL: u32 = 0x4000_0000;
     pub const WCLONE: u32 = 0x8000_0000;
@@ -74,7 +76,10 @@ fn try_reap(
     options: u32,
 ) -> Result<Option<Found>, TaskError> {
     let wanted = |c: &KArc<Process>| matches(c, which) && exit_signal_matches(c, options);
-    if let Some(child) = state.zombies.iter().find(|c| wanted(c)) {
+    let ended = state.zombies.iter().find(|c| wanted(c));
+    if let Some(child) = ended
+        && options & options::NO_EXITED == 0
+    {
         let reaped = {
             ksync::lockdep::nested();
             let dead = child.lock.lock();
@@ -92,7 +97,8 @@ fn try_reap(
         exit::account(state, &child);
         return Ok(Some((reaped, Some(child))));
     }
-    match state.children.iter().any(wanted) {
+    let waits_for_dead = state.zombies.iter().any(|c| wanted(&c));
+    match waits_for_dead || state.children.iter().any(wanted) {
         true => Ok(None),
         false => Err(TaskError::NoChild),
     }

@@ -12,6 +12,7 @@ mod exec;
 mod files;
 mod memory;
 mod misc;
+mod pids;
 mod pipes;
 mod pointers;
 mod process;
@@ -44,6 +45,7 @@ fn suite(args: &Args, filter: &'static [u8]) -> i32 {
     t.group("pipes", pipes::run);
     t.group("memory", |t| memory::run(t, args));
     t.group("process", process::run);
+    t.group("pids", pids::run);
     t.group("exec", |t| exec::run(t, args));
     t.group("threads", |t| threads::run(t, args));
     t.group("misc", misc::run);

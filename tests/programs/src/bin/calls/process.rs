@@ -440,7 +440,7 @@ fn faults(t: &mut Suite) {
 }
 
 /// `body` as the first process of a new pid namespace, seen from a child that unshared.
-fn as_namespace_init(body: impl FnOnce() -> i32) -> End {
+pub fn as_namespace_init(body: impl FnOnce() -> i32) -> End {
     in_child(|| {
         if sys!(UNSHARE, CLONE_NEWPID) != 0 {
             return 99;
