@@ -80,8 +80,18 @@ kparam::choices! {
 kparam::choices! {
     /// How a file finds its mappings.
     pub enum IMmapWord {
-        /// One tree under one lock per file.
+        /// One tree under one lock per file: Linux to 7.3.
         Global = "global",
+        /// A tree per memory node under one lock.
+        NodeTrees = "node-trees",
+        /// A tree and a lock per memory node; walkers take all.
+        NodeLocks = "node-locks",
+        /// Shards by the number of CPUs under a lock that mutators share.
+        Inverted = "inverted",
+        /// One tree until its lock is fought for, then shards, and back.
+        Adaptive = "adaptive",
+        /// A tree and a lock per CPU for files that several CPUs map.
+        Best = "best",
     }
 }
 

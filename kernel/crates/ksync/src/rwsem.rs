@@ -378,6 +378,12 @@ impl<T: ?Sized> RwSem<T> {
         })
     }
 
+    /// The address of the value, for who holds the lock and has put the guard away.
+    pub fn data_ptr(&self) -> core::ptr::NonNull<T> {
+        // SAFETY: the address of a field.
+        unsafe { core::ptr::NonNull::new_unchecked(self.data.get()) }
+    }
+
     /// The value, without locking: the borrow proves that nobody holds it.
     pub fn get_mut(&mut self) -> &mut T {
         self.data.get_mut()

@@ -57,15 +57,22 @@ fn timed(f: impl FnOnce()) {
     trace::end(Phase::IMmap as usize, timer);
 }
 
-/// Links a child's copy of `parent` right behind it (INV-FORK-1). May sleep.
+/// Links `child`, which shows the pages of `parent` or later ones, and runs `copy`, which copies or moves entries from the one
+/// to the other under page table locks; no walk misses one (INV-FORK-1). May sleep.
 #[inline]
-pub(crate) fn link_after(parent: VmaPtr, child: VmaPtr) {
-    let Some(file) = &child.file else { return };
+pub(crate) fn fork<R>(parent: VmaPtr, child: VmaPtr, copy: impl FnOnce() -> R) -> R {
+    let Some(file) = &child.file else {
+        return copy();
+    };
+    // The copy is timed as what it is, not as part of "i_mmap".
+    let timer = trace::begin();
     // SAFETY: as in `link`; the parent is linked while its mmap_lock is held for write.
-    timed(|| unsafe {
-        file.i_mmap()
-            .insert_after(parent.map_node(), prepare(child))
-    });
+    unsafe {
+        file.i_mmap().fork(parent.map_node(), prepare(child), || {
+            trace::end(Phase::IMmap as usize, timer);
+            copy()
+        })
+    }
 }
 
 /// Unlinks an area of a file: no walker knows it any more when this returns. May sleep.

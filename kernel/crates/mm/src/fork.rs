@@ -5,13 +5,12 @@
 //! truncated page.
 //!
 //! Mechanism. One pass over the areas: each is copied to the same place in a tree of the same
-//! shape (no search, no balancing), linked into its file right behind the parent's, and then its
-//! private pages are shared: write-protected in the parent, counted, entered in the child. File pages and the zero
+//! shape (no search, no balancing), linked into its file, and then its private pages are shared: write-protected in the parent, counted, entered in the child. File pages and the zero
 //! page are left to the child's faults. A child table is made when the first entry for it comes.
 //!
 //! Invariants
-//! - INV-FORK-1 (parent before child): a child's area is in `i_mmap` directly behind its parent's
-//!   before its entries are copied.
+//! - INV-FORK-1 (cover): a child's area is linked in `i_mmap` before its entries are copied, and the copy is covered by
+//!   INV-RMAP-4: a walk that comes to the parent after it comes to the child after it too.
 //! - INV-FORK-2 (one lock): entries of an area linked in `i_mmap` are copied under the parent's
 //!   `page_table_lock`, which walkers of `i_mmap` also take. With INV-FORK-1: a walker that gets to
 //!   the parent's table first leaves nothing to copy; one that comes later finds the child's
@@ -90,15 +89,12 @@ fn dup_areas(
             return Err(e);
         }
         let copy = VmaMem::alloc()?.init(v.copy_for(child));
-        if copy.file.is_some() {
-            file::link_after(v, copy);
-        }
-        if v.has_anon()
-            && let Err(e) = copy_range(parent, child_pgd, v, copied)
-        {
-            // The copy exists and is linked: it goes into the tree, and nothing after it.
-            failed = Some(e.into());
-        }
+        let result = file::fork(v, copy, || match v.has_anon() {
+            true => copy_range(parent, child_pgd, v, copied),
+            false => Ok(()),
+        });
+        // On an error too the copy exists and is linked: it goes into the tree, and nothing after it.
+        failed = result.err().map(MmError::from);
         Ok(copy)
     });
     result.and(failed.map_or(Ok(()), Err))

@@ -3,9 +3,9 @@
 //! Problem: realloc of large blocks. Moving must carry private pages over without copying them,
 //! against truncation walking the file.
 //!
-//! Mechanism. The new area is linked before entries move; of a file, it comes behind the old one
-//! in walks (same or later page offset, inserted later), and entries move under the page-table
-//! lock: fork's argument (INV-FORK-1, INV-FORK-2). Only private pages move; others fault in again.
+//! Mechanism. The new area is linked before entries move, as in fork, and entries move under the page-table
+//! lock: fork's argument (INV-FORK-1, INV-FORK-2). Old translations are flushed under that lock too: a walker that
+//! zaps the new entry flushes the new address only. Only private pages move; others fault in again.
 //! Tables for them are made first, so that nothing fails once something has changed.
 
 use crate::mm::Mm;
@@ -138,8 +138,7 @@ impl Mm {
         new.start.set(mv.to);
         new.end.set(to_end);
         tree.insert_before(tree.find(mv.to), new);
-        file::link(new);
-        self.move_entries(gather, v, mv);
+        file::fork(v, new, || self.move_entries(gather, v, mv));
         self.unmap_with(tree, gather, v, (mv.from, from_end), Some(cut_from), true);
         Ok(mv.to)
     }
@@ -200,7 +199,11 @@ impl Mm {
                     }
                 }
                 Ok(())
-            })
+            })?;
+            if v.file.is_some() {
+                gather.flush();
+            }
+            Ok(())
         });
         match done {
             Ok(()) => {}

@@ -6,24 +6,31 @@
 //! places where large machines serialise.
 //!
 //! Mechanism. [`AddressSpace`] is the file's memory: `i_pages`, a radix tree from page offset to
-//! page, read without locks; `i_mmap`, the set of mapped ranges ([`MapNode`]s inside the VMAs), an
-//! interval tree behind a contract ([`FileRmap`]) so that other structures can stand beside the
-//! first, [`Global`].
+//! page, read without locks; `i_mmap`, the set of mapped ranges ([`MapNode`]s inside the VMAs), one of several
+//! structures behind one contract ([`FileRmap`]), listed in [`i_mmap`].
 //!
 //! Lock order (outer to inner): mm's mmap_lock; i_mmap's lock (sleeping); page table locks;
 //! `i_pages_lock` (spin, leaf).
 //!
-//! Invariants: INV-RMAP-1..4 in [`i_mmap`], INV-PCACHE-1..4 in [`space`].
+//! Invariants: INV-RMAP-1..5 in [`contract`], INV-PCACHE-1..4 in [`space`].
 #![no_std]
 
 #[cfg(test)]
 extern crate std;
 
+mod adaptive;
+mod best;
+mod by_node;
+pub mod contract;
+mod global;
 pub mod i_mmap;
+mod inverted;
 pub mod space;
+mod tree;
 
 #[cfg(test)]
 mod tests;
 
-pub use i_mmap::{Adjust, FileRmap, Global, IMmap, IMmapKind, MapNode, Resize};
+pub use contract::{Adjust, FileRmap, MapNode, NodePtr, Resize};
+pub use i_mmap::{Adaptive, Best, Global, IMmap, IMmapKind, Inverted, NodeLocks, NodeTrees};
 pub use space::{AddressSpace, FillError, Filler, MAX_FILE_SIZE};

@@ -30,7 +30,8 @@
 //! - INV-PCACHE-4 (end): `find_or_create_page` adds no page at or past the end that `size` had when
 //!   the page was added.
 
-use crate::i_mmap::{FileRmap, IMmap, IMmapKind};
+use crate::contract::FileRmap;
+use crate::i_mmap::{IMmap, IMmapKind};
 use core::mem::size_of;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
@@ -99,12 +100,7 @@ pub fn set_default_i_mmap(kind: IMmapKind) {
 }
 
 fn default_kind() -> IMmapKind {
-    let word = DEFAULT_KIND.load(Relaxed);
-    IMmapKind::ALL
-        .iter()
-        .map(|&(_, kind)| kind)
-        .find(|&kind| kind as u8 == word)
-        .unwrap_or_default()
+    IMmapKind::ALL[usize::from(DEFAULT_KIND.load(Relaxed))].1
 }
 
 // The RCU head of a page that left the tree lives in its last two words.
@@ -156,7 +152,7 @@ impl AddressSpace {
             size: AtomicU64::new(size.min(MAX_FILE_SIZE)),
             fill_end: AtomicU64::new(size.min(MAX_FILE_SIZE)),
             filler,
-            i_mmap: IMmap::of(kind),
+            i_mmap: IMmap::of(kind)?,
             name: Name {
                 len: len as u8,
                 bytes,
