@@ -101,6 +101,8 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
 
 /// How address spaces are set up.
 fn choose_mm(params: &params::BootParams) {
+    let i_mmap = rmap::IMmapKind::from_name(params.i_mmap.name());
+    rmap::space::set_default_i_mmap(i_mmap.expect("the boot words know the structures"));
     mm::set_kind(mm::MmKind::from_name(params.mm.name()).expect("the boot words know the designs"));
     mm::set_lists(
         mm::MmLists::from_name(params.mm_lists.name()).expect("the boot words know the lists"),

@@ -69,8 +69,17 @@ const PERCPU: &[&str] = &["zeroed", "uninit", "add", "tree", "atomic", "sum"];
 /// Words that any benchmark takes: the variants of the kernel's subjects.
 pub const COMMON_AXES: &[Axis] = &[
     ("pid", PIDS),
-    ("i_mmap", &["global"]),
+    ("i_mmap", I_MMAPS),
     ("slab_reclaim", &["inline", "worker"]),
+];
+/// How a file finds its mappings.
+const I_MMAPS: &[&str] = &[
+    "global",
+    "node-trees",
+    "node-locks",
+    "inverted",
+    "adaptive",
+    "best",
 ];
 /// How pids are kept.
 const PIDS: &[&str] = &[

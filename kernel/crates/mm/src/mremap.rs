@@ -198,7 +198,7 @@ impl Mm {
                         debug_assert!(false, "make_tables made it");
                     }
                 }
-                Ok(())
+                Ok::<(), Infallible>(())
             })?;
             if v.file.is_some() {
                 gather.flush();

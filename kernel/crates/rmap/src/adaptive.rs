@@ -124,7 +124,8 @@ impl Adaptive {
     /// `outer` is held for writing.
     fn go_split(&self, mode: &mut Mode) {
         if self.table.load(Relaxed).is_null() {
-            let made = Table::new(nr_cpu_shards(), |_| Padded(SpinShard::new())).and_then(KBox::new);
+            let made =
+                Table::new(nr_cpu_shards(), |_| Padded(SpinShard::new())).and_then(KBox::new);
             // No memory: later perhaps.
             let Ok(table) = made else { return };
             self.table.store(KBox::into_raw(table).as_ptr(), Release);
@@ -162,7 +163,9 @@ impl Adaptive {
 
     /// Calls `f` with every tree and its name. `outer` is held: for writing, or for reading in central mode.
     fn for_each_tree(&self, mut f: impl FnMut(u32, &Tree)) {
-        let shards = [&self.home].into_iter().chain(self.shards().iter().map(|s| &s.0));
+        let shards = [&self.home]
+            .into_iter()
+            .chain(self.shards().iter().map(|s| &s.0));
         for (i, shard) in (0..).zip(shards) {
             // SAFETY: nobody changes trees (INV-ADAPT-1).
             f(i, unsafe { shard.tree().as_ref() });

@@ -75,7 +75,9 @@ impl FileRmap for NodeTrees {
         // SAFETY: the caller's promises; all trees are held for writing.
         unsafe {
             let home = adjust.linked().next().map(|n| n.as_ref().shard());
-            apply(&adjust, meanwhile, home.unwrap_or_else(here), |i| trees.get(i));
+            apply(&adjust, meanwhile, home.unwrap_or_else(here), |i| {
+                trees.get(i)
+            });
         }
     }
 

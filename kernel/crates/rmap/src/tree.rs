@@ -113,7 +113,9 @@ impl Tree {
 
     /// Panics on a broken invariant, or a member that does not name `shard`; returns the number of members.
     pub(crate) fn check(&self, shard: u32) -> usize {
-        self.visit(0, u64::MAX, &mut |n| assert_eq!(n.shard(), shard, "INV-RMAP-5"));
+        self.visit(0, u64::MAX, &mut |n| {
+            assert_eq!(n.shard(), shard, "INV-RMAP-5")
+        });
         self.0.check_invariants()
     }
 }

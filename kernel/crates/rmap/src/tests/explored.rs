@@ -111,7 +111,11 @@ impl<M: FileRmap> World<M> {
         if from == 0 || from == BUSY {
             return;
         }
-        if self.page.compare_exchange(from, BUSY, SeqCst, SeqCst).is_ok() {
+        if self
+            .page
+            .compare_exchange(from, BUSY, SeqCst, SeqCst)
+            .is_ok()
+        {
             self.zap();
             let _ = self.page.compare_exchange(BUSY, to, SeqCst, SeqCst);
         }
@@ -126,7 +130,10 @@ impl<M: FileRmap> World<M> {
         let procs = self.procs.lock().unwrap();
         for p in procs.iter() {
             let pte = p.pte.load(SeqCst);
-            assert!(pte == 0 || pte == page, "maps page {pte}, the file has {page}");
+            assert!(
+                pte == 0 || pte == page,
+                "maps page {pte}, the file has {page}"
+            );
         }
         let linked: Vec<_> = procs.iter().filter(|p| p.node.is_linked()).collect();
         assert_eq!(self.map.check_invariants(), linked.len());
@@ -271,18 +278,26 @@ macro_rules! planted {
     };
 }
 
-planted!(ChildFirst, ChildFirst(Global::new()?), |map, parent, child| {
-    // SAFETY: passed on; the parent is put behind the child.
-    unsafe {
-        map.remove(&[parent]);
-        map.insert(child);
-        map.insert(parent);
+planted!(
+    ChildFirst,
+    ChildFirst(Global::new()?),
+    |map, parent, child| {
+        // SAFETY: passed on; the parent is put behind the child.
+        unsafe {
+            map.remove(&[parent]);
+            map.insert(child);
+            map.insert(parent);
+        }
     }
-});
-planted!(ChildInItsOwnTree, ChildInItsOwnTree(IMmap::new()?), |map, _parent, child| {
-    // SAFETY: passed on.
-    unsafe { map.insert(child) };
-});
+);
+planted!(
+    ChildInItsOwnTree,
+    ChildInItsOwnTree(IMmap::new()?),
+    |map, _parent, child| {
+        // SAFETY: passed on.
+        unsafe { map.insert(child) };
+    }
+);
 
 #[test]
 fn a_child_before_its_parent_is_caught() {
@@ -297,7 +312,11 @@ fn a_child_in_its_own_tree_is_caught() {
     let _alone = alone();
     for kind in kinds().filter(|&k| k != IMmapKind::Global) {
         let found = find_failure(0..300, || storm(ChildInItsOwnTree(fresh(kind)), true));
-        assert!(found.is_some(), "{}: the stale entry went unnoticed", kind.name());
+        assert!(
+            found.is_some(),
+            "{}: the stale entry went unnoticed",
+            kind.name()
+        );
     }
 }
 
@@ -344,7 +363,13 @@ fn merge(kind: IMmapKind, at_once: bool) -> Vec<Body> {
             let (remove, rest): (&[_], _) = if at_once {
                 (&[b], Adjust::default())
             } else {
-                (&[], Adjust { remove: &[b], ..Adjust::default() })
+                (
+                    &[],
+                    Adjust {
+                        remove: &[b],
+                        ..Adjust::default()
+                    },
+                )
             };
             // SAFETY: both are linked.
             unsafe {

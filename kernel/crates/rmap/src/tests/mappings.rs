@@ -80,7 +80,11 @@ fn apply(map: &IMmap, model: &mut Model, op: Op) {
         }
         (1 | 2, Some(parent)) => {
             // mremap's may begin later.
-            let later = if what == 2 { len.min(last(parent) - first(parent)) } else { 0 };
+            let later = if what == 2 {
+                len.min(last(parent) - first(parent))
+            } else {
+                0
+            };
             let child = new_node(first(parent) + later, last(parent));
             let called = Cell::new(false);
             // SAFETY: above.
