@@ -374,7 +374,7 @@ impl Selection<'_> {
 
     /// The values asked for, by word; or what is wrong with them.
     fn check(&self) -> Result<Vec<(String, Vec<String>)>> {
-        for name in self.names.iter().filter(|n| benchmark(n).is_none()) {
+        if let Some(name) = self.names.iter().find(|n| benchmark(n).is_none()) {
             bail!("no benchmark is called {name:?}\n{}", list());
         }
         let mut asked: Vec<(String, Vec<String>)> = Vec::new();

@@ -308,7 +308,7 @@ struct Name(usize);
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(name_of(self.0))?;
-        if self.0 % SUBCLASSES != 0 {
+        if !self.0.is_multiple_of(SUBCLASSES) {
             f.write_str("/nested")
         } else {
             Ok(())
