@@ -222,8 +222,8 @@ pub(crate) fn walk(mut f: impl FnMut(&'static KmemCache)) {
         // one that went later, whose memory may be gone: stop there.
         let mut listed = registry.head;
         let this = ptr::from_ref(cache).cast_mut();
-        // SAFETY: as above.
         while !listed.is_null() && listed != this {
+            // SAFETY: caches in the list are live while it is locked (INV-REG-1).
             listed = unsafe { (*listed).next.load(Relaxed) };
         }
         at = if listed.is_null() {

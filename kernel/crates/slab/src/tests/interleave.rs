@@ -21,11 +21,8 @@ fn stamp(object: NonNull<u8>, value: u64) {
     unsafe { object.cast::<u64>().add(1).write(value) };
     arch::interleave();
     // SAFETY: as above.
-    assert_eq!(
-        unsafe { object.cast::<u64>().add(1).read() },
-        value,
-        "another client has this object too"
-    );
+    let found = unsafe { object.cast::<u64>().add(1).read() };
+    assert_eq!(found, value, "another client has this object too");
 }
 
 /// What all executions of a test share: the last thread to end checks and destroys the cache.
