@@ -89,9 +89,7 @@ fn all_cpus() -> core::ops::Range<usize> {
 
 /// The four sums of `separate` and `merged`, a loop each.
 fn four_sums(shell: &Shell) -> bool {
-    (0..NR_COUNTERS).fold(true, |zero, kind| {
-        shell.sum_slots(kind, all_cpus()) == 0 && zero
-    })
+    (0..NR_COUNTERS).all(|kind| shell.sum_slots(kind, all_cpus()) == 0)
 }
 
 /// Ids that this CPU had last, kept in the slot.
