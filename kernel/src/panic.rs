@@ -26,7 +26,7 @@ fn backtrace(rip: u64, mut rbp: u64) {
     for _ in 0..MAX_FRAMES {
         let frame = rbp as usize;
         if frame < 0xffff_8000_0000_0000
-            || frame % 8 != 0
+            || !frame.is_multiple_of(8)
             || !paging::is_mapped(frame)
             || !paging::is_mapped(frame + 8)
         {

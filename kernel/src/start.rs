@@ -85,7 +85,7 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
     mm::init().expect("memory for the zero page");
     rcu::init();
     let idle = idle_tasks();
-    sched::init(ksync::arch::nr_cpu_ids(), |cpu| idle(cpu));
+    sched::init(ksync::arch::nr_cpu_ids(), idle);
     rcu::cpu_online();
     start_other_cpus();
     paging::drop_identity_map();

@@ -75,7 +75,7 @@ pub fn expire(now_ns: u64) {
         .iter()
         .next()
         .filter(|s| s.deadline_ns <= now_ns)
-        .map(|s| s.clone())
+        .cloned()
     {
         drop(queue.sleepers.remove(&first));
         first.fired.store(true, Ordering::Release);

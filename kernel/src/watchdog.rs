@@ -12,7 +12,6 @@ use ksync::arch::smp_processor_id;
 static PERIOD_NS: AtomicU64 = AtomicU64::new(0);
 static NEXT_LOOK_NS: AtomicU64 = AtomicU64::new(u64::MAX);
 static LAST_PROGRESS: AtomicU64 = AtomicU64::new(0);
-static BUSY_NS: AtomicU64 = AtomicU64::new(0);
 
 /// Starts watching with a period of `seconds`; 0 turns it off.
 pub fn start(seconds: u64) {
@@ -34,11 +33,6 @@ pub fn idle_bound_ns(cpu: usize) -> u64 {
     }
 }
 
-/// Something that took long on purpose tells the watchdog that it is alive.
-pub fn touch() {
-    BUSY_NS.fetch_add(1, Relaxed);
-}
-
 /// Looks if it is time to. Timer interrupt of CPU 0.
 pub fn tick(now_ns: u64) {
     if smp_processor_id() != 0 || now_ns < NEXT_LOOK_NS.load(Relaxed) {
@@ -46,7 +40,7 @@ pub fn tick(now_ns: u64) {
     }
     let period = PERIOD_NS.load(Relaxed);
     NEXT_LOOK_NS.store(now_ns + period, Relaxed);
-    let progress = sched::nr_switches() + Stat::nr_syscalls.sum() + BUSY_NS.load(Relaxed);
+    let progress = sched::nr_switches() + Stat::nr_syscalls.sum();
     let before = LAST_PROGRESS.swap(progress, Relaxed);
     if before == progress && !crate::timer::any_armed() {
         crate::panic::hang(format_args!("no progress in {} s", period / 1_000_000_000));

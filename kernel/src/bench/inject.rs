@@ -13,7 +13,8 @@ const MAX_SITES: u32 = 2_000;
 pub fn run() -> ! {
     let mut failed = false;
     let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
-    let operations: [(&str, fn(&Tiny) -> Result<(), Errno>); 3] = [
+    type Operation = fn(&Tiny) -> Result<(), Errno>;
+    let operations: [(&str, Operation); 3] = [
         ("fork", Tiny::fork),
         ("exec", Tiny::exec),
         ("thread", Tiny::thread),

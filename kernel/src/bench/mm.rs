@@ -55,6 +55,6 @@ impl Benchmark for MmBench {
 
     fn describe(&self, record: &mut Record) {
         record.params.push(Setting::new("op", self.0.name()));
-        record.params.push(Setting::new("possible", &format!("{}", ksync::arch::nr_cpu_ids())));
+        record.params.push(Setting::new("possible", format!("{}", ksync::arch::nr_cpu_ids())));
     }
 }

@@ -109,6 +109,6 @@ impl Benchmark for Percpu {
 
     fn describe(&self, record: &mut Record) {
         record.params.push(Setting::new("op", self.op.name()));
-        record.params.push(Setting::new("possible", &alloc::format!("{}", ksync::arch::nr_cpu_ids())));
+        record.params.push(Setting::new("possible", alloc::format!("{}", ksync::arch::nr_cpu_ids())));
     }
 }

@@ -68,7 +68,7 @@ impl Benchmark for PidAlloc {
             pid::free_pid(&pid);
         }
         worker.done += 1;
-        if worker.done % BATCH == 0 {
+        if worker.done.is_multiple_of(BATCH) {
             sched::yield_now();
         }
         Ok(())

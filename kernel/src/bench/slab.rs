@@ -149,6 +149,6 @@ impl Benchmark for Slab {
 
     fn describe(&self, record: &mut Record) {
         record.params.push(Setting::new("pattern", self.pattern.name()));
-        record.params.push(Setting::new("cached", &alloc::format!("{}", self.cached)));
+        record.params.push(Setting::new("cached", alloc::format!("{}", self.cached)));
     }
 }

@@ -28,7 +28,7 @@ const ROBUST_LIST_LIMIT: usize = 2048;
 
 /// Private keys name the address space; shared ones the page's object, so that two mappings meet.
 fn key(at: usize, private: bool) -> Result<FutexKey, Errno> {
-    if at % 4 != 0 {
+    if !at.is_multiple_of(4) {
         return Err(Errno::EINVAL);
     }
     if at >= uaccess::TASK_SIZE {

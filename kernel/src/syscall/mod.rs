@@ -65,10 +65,6 @@ macro_rules! syscalls {
             }; )*
             table
         };
-        /// Names of the calls in the table.
-        pub fn name_of(nr: usize) -> Option<&'static str> {
-            match nr { $($nr => Some($name),)* _ => None }
-        }
     };
 }
 

@@ -122,8 +122,8 @@ pub fn clone3(regs: &mut PtRegs) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let mut tids = [0i32; 32];
-    for i in 0..set_tid_size as usize {
-        tids[i] = get_user(set_tid as usize + i * 4)?;
+    for (i, tid) in tids.iter_mut().enumerate().take(set_tid_size as usize) {
+        *tid = get_user(set_tid as usize + i * 4)?;
     }
     let mut args = clone_args(flags, exit_signal as u32, child_tid as usize);
     args.set_tid = &tids[..set_tid_size as usize];

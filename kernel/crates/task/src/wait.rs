@@ -97,7 +97,7 @@ fn try_reap(
         exit::account(state, &child);
         return Ok(Some((reaped, Some(child))));
     }
-    let waits_for_dead = state.zombies.iter().any(|c| wanted(&c));
+    let waits_for_dead = state.zombies.iter().any(wanted);
     match waits_for_dead || state.children.iter().any(wanted) {
         true => Ok(None),
         false => Err(TaskError::NoChild),

@@ -271,7 +271,9 @@ fn expected(file: &[u8], bias: usize) -> BTreeMap<usize, Option<Vec<u8>>> {
 fn check_memory(file: &[u8], loaded: &Loaded) {
     loaded.mm.check_invariants();
     assert!(
-        loaded.entry <= mm::TASK_SIZE && loaded.sp < task::exec::STACK_TOP && loaded.sp % 16 == 0
+        loaded.entry <= mm::TASK_SIZE
+            && loaded.sp < task::exec::STACK_TOP
+            && loaded.sp.is_multiple_of(16)
     );
     let segments = segments(file);
     let low = segments.iter().map(|s| s.vaddr as usize).min().unwrap() & !(PAGE_SIZE - 1);

@@ -180,11 +180,11 @@ extern "C" fn ap_main(cpu: usize) -> ! {
 
 /// Starts CPUs `1..n` and waits until they run. Fails with the CPUs that did not come up.
 pub fn start_others(n: usize) -> Result<(), usize> {
-    for cpu in 1..n {
+    for (cpu, top) in BOOT_STACKS.iter().enumerate().take(n).skip(1) {
         gdt::CpuTables::prepare(cpu);
         let stack =
             KernelStack::alloc(ksync::arch::cpu_to_node(cpu)).expect("memory for idle stacks");
-        BOOT_STACKS[cpu].store(stack.into_top(), Ordering::Relaxed);
+        top.store(stack.into_top(), Ordering::Relaxed);
     }
     // SAFETY: the page at TRAMPOLINE is below 1 MiB and nobody's; the bounds are the linker's.
     unsafe {

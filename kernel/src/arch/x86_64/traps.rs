@@ -99,7 +99,7 @@ fn page_fault(regs: &mut PtRegs, error: u64) {
         if regs.user_mode() {
             remember(
                 PAGE_FAULT,
-                error | pf::PRESENT * (address >= uaccess::TASK_SIZE) as u64,
+                error | (pf::PRESENT * (address >= uaccess::TASK_SIZE) as u64),
                 address,
             );
             return signal::force(SIGSEGV, signal::SEGV_MAPERR, address);

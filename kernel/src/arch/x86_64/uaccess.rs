@@ -133,7 +133,7 @@ pub fn put_user<T: Plain>(address: usize, value: &T) -> Result<(), Efault> {
 
 /// Atomically compares and exchanges a 32-bit word of user memory; returns the value it had.
 pub fn cmpxchg_user_u32(address: usize, old: u32, new: u32) -> Result<u32, Efault> {
-    if !range_ok(address, 4) || address % 4 != 0 {
+    if !range_ok(address, 4) || !address.is_multiple_of(4) {
         return Err(Efault);
     }
     let (mut failed, seen): (u32, u32);
@@ -182,18 +182,6 @@ pub fn strncpy_from_user(buf: &mut [u8], address: usize) -> Result<Option<usize>
         done += chunk;
     }
     Ok(None)
-}
-
-/// Writes zeros to user memory.
-pub fn clear_user(mut address: usize, mut len: usize) -> Result<(), Efault> {
-    static ZEROS: [u8; 256] = [0; 256];
-    while len > 0 {
-        let n = len.min(ZEROS.len());
-        copy_to_user(address, &ZEROS[..n])?;
-        address += n;
-        len -= n;
-    }
-    Ok(())
 }
 
 unsafe extern "C" {
