@@ -130,7 +130,9 @@ fn pidfd_errors(t: &mut Suite) {
         sys!(READ, me, at_mut(&mut [0u8; 8]), 8),
         Errno::EINVAL,
     );
-    [r, w, me].map(close);
+    for fd in [r, w, me] {
+        close(fd);
+    }
 }
 
 fn pidfd_life(t: &mut Suite) {
@@ -435,7 +437,8 @@ fn capabilities(t: &mut Suite) {
         sys!(PRCTL, 23, 64),
         Errno::EINVAL,
     );
-    let checks: [(&str, fn() -> i32, Errno); 8] = [
+    type Check = fn() -> i32;
+    let checks: [(&str, Check, Errno); 8] = [
         ("capset: up again", || (-regain()) as i32, Errno::EPERM),
         (
             "capset: effective beyond permitted",
