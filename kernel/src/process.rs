@@ -279,7 +279,7 @@ fn clear_child_tid(task: &Task) {
 /// Ends the running thread with wait status `status`. Never returns.
 pub fn do_exit(status: i32) -> ! {
     let task = current_ref();
-    task::exit::begin(task, status);
+    let is_last = task::exit::begin(task, status);
     crate::syscall::futex::exit_robust_list(task);
     clear_child_tid(task);
     let timer = phases::start();
@@ -293,7 +293,7 @@ pub fn do_exit(status: i32) -> ! {
     let fs = task.fs.lock().take();
     drop(fs);
     phases::end(Phase::Files, timer);
-    if task.process.is_namespace_init() {
+    if is_last && task.process.is_namespace_init() {
         crate::power::init_died(task, status);
         task::pids::zap_namespace(task);
     }

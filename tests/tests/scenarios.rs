@@ -249,6 +249,15 @@ fn with_table(table: &[u8], run: impl FnOnce(Boot) -> Result<(), Failure>) -> Re
 
 // ---------------------------------------------------------------------------------------- programs
 
+/// Values of `pid=` beside the default.
+const PID_MAPS: &[&str] = &[
+    "idr-relock",
+    "xarray",
+    "multi-xarray",
+    "bitmap-hash",
+    "sharded",
+];
+
 const PROGRAMS: &[(&str, usize, Body)] = &[
     ("program::tiny", 1, || {
         Boot::on("default").program("/bin/tiny").succeed().map(drop)
@@ -266,6 +275,17 @@ const PROGRAMS: &[(&str, usize, Body)] = &[
         outcome.suite("calls", 850)
     }),
     ("program::calls", 1, || suite("calls", "default", 850)),
+    ("program::calls_with_every_pid_map", 1, || {
+        for map in PID_MAPS {
+            let boot = Boot::on("default")
+                .words(&format!("pid={map}"))
+                .program("/bin/calls")
+                .limit(120);
+            let outcome = boot.succeed().map_err(|e| format!("pid={map}: {e}"))?;
+            outcome.suite("calls", 1000)?;
+        }
+        Ok(())
+    }),
     ("program::calls_on_one_cpu", 1, || {
         let boot = Boot::on("default")
             .option("--nodes", "1")

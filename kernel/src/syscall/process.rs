@@ -575,38 +575,40 @@ pub fn getcpu(regs: &mut PtRegs) -> SysResult {
     Ok(0)
 }
 
+/// A namespace for the children of `task`.
+fn unshared_namespace(task: &Task) -> Result<task::NsRef, Errno> {
+    if !task.cred.capable(cap::SYS_ADMIN) {
+        return Err(Errno::EPERM);
+    }
+    let parent = task.pid_ns_for_children.lock().clone();
+    if !KArc::ptr_eq(&parent, task.pid().ns()) {
+        return Err(Errno::EINVAL); // a second unshare before the first child
+    }
+    Ok(task::NsRef::new(&pids::new_namespace(&parent)?))
+}
+
 pub fn unshare(regs: &mut PtRegs) -> SysResult {
     let flags = regs.arg::<0>() as u64;
     let task = current_ref();
-    match flags & !(flag::FS | flag::FILES | flag::SYSVSEM) {
-        0 => {}
-        flag::NEWPID => {
-            if !task.cred.capable(cap::SYS_ADMIN) {
-                return Err(Errno::EPERM);
-            }
-            let parent = task.pid_ns_for_children.lock().clone();
-            if !KArc::ptr_eq(&parent, task.pid().ns()) {
-                return Err(Errno::EINVAL); // a second unshare before the first child
-            }
-            let new = pids::new_namespace(&parent)?;
-            *task.pid_ns_for_children.lock() = task::NsRef::new(&new);
-        }
+    let namespace = match flags & !(flag::FS | flag::FILES | flag::SYSVSEM) {
+        0 => None,
+        flag::NEWPID => Some(unshared_namespace(task)?),
         _ => return Err(Errno::EINVAL),
-    }
-    if flags & flag::FILES != 0 {
-        let copy = match &*task.files.lock() {
-            Some(files) => Some(files.dup_for_fork()?),
-            None => None,
-        };
-        *task.files.lock() = copy;
-    }
-    if flags & flag::FS != 0 {
-        let copy = match &*task.fs.lock() {
-            Some(fs) => Some(fs.dup_for_fork()?),
-            None => None,
-        };
-        *task.fs.lock() = copy;
-    }
+    };
+    let fs = match &*task.fs.lock() {
+        Some(fs) if flags & flag::FS != 0 => Some(fs.dup_for_fork()?),
+        _ => None,
+    };
+    let files = match &*task.files.lock() {
+        Some(files) if flags & flag::FILES != 0 => Some(files.dup_for_fork()?),
+        _ => None,
+    };
+    // Nothing fails from here on. What was there before is dropped without a lock held.
+    let _old = (
+        fs.map(|fs| task.fs.lock().replace(fs)),
+        files.map(|files| task.files.lock().replace(files)),
+        namespace.map(|ns| core::mem::replace(&mut *task.pid_ns_for_children.lock(), ns)),
+    );
     Ok(0)
 }
 

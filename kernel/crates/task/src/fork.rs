@@ -126,6 +126,9 @@ pub fn copy_process(cur: &KArc<Task>, args: &CloneArgs) -> Result<NewTask, TaskE
     }
     let namespace: NsRef = if args.flags & clone::NEWPID != 0 {
         let parent = cur.pid_ns_for_children.lock().clone();
+        if !KArc::ptr_eq(&parent, cur.pid().ns()) {
+            return Err(TaskError::Invalid); // it has unshared, or joined another
+        }
         NsRef::new(&pids::new_namespace(&parent)?)
     } else {
         cur.pid_ns_for_children.lock().clone()

@@ -10,6 +10,7 @@
 mod descriptors;
 mod exec;
 mod files;
+mod inits;
 mod memory;
 mod misc;
 mod pids;
@@ -46,6 +47,7 @@ fn suite(args: &Args, filter: &'static [u8]) -> i32 {
     t.group("memory", |t| memory::run(t, args));
     t.group("process", process::run);
     t.group("pids", pids::run);
+    t.group("inits", |t| inits::run(t, args));
     t.group("exec", |t| exec::run(t, args));
     t.group("threads", |t| threads::run(t, args));
     t.group("misc", misc::run);
