@@ -50,6 +50,8 @@ const SYSROOT_FLAGS: &str = "-Cembed-bitcode=yes -Cforce-frame-pointers=yes";
 const DEBIAN_PATH: &str = "/usr/bin:/bin";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// The sources of Debian's library.
+const LIBRARY: &str = "/usr/lib/rustlib/src/rust/library";
 
 /// A compiler that can build for [`TARGET`].
 pub enum Toolchain {
@@ -226,7 +228,7 @@ fn debian_version() -> Option<String> {
 
 /// The sources of the standard library that belong to Debian's compiler.
 fn debian_sources() -> bool {
-    Path::new("/usr/lib/rustlib/src/rust/library/core/src/lib.rs").is_file()
+    Path::new(LIBRARY).join("core/src/lib.rs").is_file()
 }
 
 /// Whether Debian's compiler is here as a whole.
@@ -353,6 +355,17 @@ fn build_sysroot(stub: &Path, done: &Path) -> Result<()> {
         [profile.release]\npanic = \"abort\"\ndebug = \"line-tables-only\"\n";
     fs::write(stub.join("Cargo.toml"), manifest)?;
     fs::write(stub.join("src/lib.rs"), "#![no_std]\n")?;
+    // The library's lock file names crates of std and test. Debian's sources bring them; a machine's own registry may be
+    // empty, or newer than the lock.
+    let vendored = Path::new(LIBRARY).join("vendor");
+    let brought = vendored.is_dir();
+    if brought {
+        let config = format!(
+            "[source.crates-io]\nreplace-with = \"vendored\"\n\n[source.vendored]\ndirectory = {vendored:?}\n"
+        );
+        fs::create_dir_all(stub.join(".cargo"))?;
+        fs::write(stub.join(".cargo/config.toml"), config)?;
+    }
 
     let mut cargo = Command::new(DEBIAN_CARGO);
     clean_environment(&mut cargo);
@@ -364,7 +377,6 @@ fn build_sysroot(stub: &Path, done: &Path) -> Result<()> {
     cargo.args([
         "rustc",
         "--release",
-        "--offline",
         "--target",
         TARGET,
         "--target-dir",
@@ -374,6 +386,9 @@ fn build_sysroot(stub: &Path, done: &Path) -> Result<()> {
         "-Zbuild-std=core,alloc,compiler_builtins",
         "-Zbuild-std-features=compiler-builtins-mem",
     ]);
+    if brought {
+        cargo.arg("--offline");
+    }
     Step::new("building core and alloc for the bare-metal target (once)").run(cargo)?;
 
     let new = stub.join("new");
