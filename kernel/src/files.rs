@@ -144,6 +144,11 @@ pub fn init() {
             .install(console, false)
             .expect("memory for the first descriptors");
     }
+    match vfs::mkdir(At::cwd(&fs), b"/proc", 0o555) {
+        Ok(()) | Err(VfsError::EEXIST) => {}
+        Err(e) => panic!("/proc: {e}"),
+    }
+    crate::procfs::mount(&fs, b"/proc").expect("memory for /proc");
     let task = sched::current_ref();
     *task.fs.lock() = Some(KArc::clone(&fs));
     *task.files.lock() = Some(files);

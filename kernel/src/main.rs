@@ -33,6 +33,7 @@ mod phases;
 mod pidfd;
 mod power;
 mod process;
+mod procfs;
 mod random;
 mod report;
 mod sched;

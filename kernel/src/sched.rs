@@ -550,6 +550,22 @@ pub fn park_until(deadline_ns: Option<u64>) -> bool {
     }
 }
 
+/// Time that a CPU has idled, in nanoseconds.
+pub fn idle_ns(cpu: usize) -> u64 {
+    // SAFETY: null, or the CPU's idle thread, which is never freed.
+    unsafe { cpu_of(cpu).idle.load(Relaxed).as_ref() }.map_or(0, runtime_ns)
+}
+
+/// CPU time that a thread has used, its present stint included, in nanoseconds.
+pub fn runtime_ns(task: &Task) -> u64 {
+    let entity = &task.entity;
+    let used = entity.runtime_ns.load(Relaxed);
+    if !entity.on_cpu() {
+        return used;
+    }
+    used + clock::now_ns().saturating_sub(entity.stint_start_ns.load(Relaxed))
+}
+
 /// Switches since boot on all CPUs.
 pub fn nr_switches() -> u64 {
     (0..smp::nr_online())

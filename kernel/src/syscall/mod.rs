@@ -5,7 +5,7 @@
 
 mod file;
 pub use file::mapping_of;
-pub use process::set_affinity;
+pub use process::{limits_text, set_affinity};
 pub mod futex;
 mod memory;
 mod pidfd;

@@ -379,8 +379,8 @@ pub fn uname(regs: &mut PtRegs) -> SysResult {
     const FIELDS: [&str; 6] = [
         "Linux",
         "tine",
-        "6.12.0-tine",
-        concat!("#1 SMP Tine ", env!("CARGO_PKG_VERSION")),
+        crate::procfs::OS_RELEASE,
+        crate::procfs::VERSION,
         "x86_64",
         "(none)",
     ];
@@ -417,6 +417,42 @@ const RLIMITS: [(u64, u64); 16] = {
     limits[7] = (1024, 1 << 20); // NOFILE
     limits
 };
+
+/// Names of the limits, and their units, as /proc/PID/limits shows them.
+const RLIMIT_NAMES: [(&str, &str); 16] = [
+    ("Max cpu time", "seconds"),
+    ("Max file size", "bytes"),
+    ("Max data size", "bytes"),
+    ("Max stack size", "bytes"),
+    ("Max core file size", "bytes"),
+    ("Max resident set", "bytes"),
+    ("Max processes", "processes"),
+    ("Max open files", "files"),
+    ("Max locked memory", "bytes"),
+    ("Max address space", "bytes"),
+    ("Max file locks", "locks"),
+    ("Max pending signals", "signals"),
+    ("Max msgqueue size", "bytes"),
+    ("Max nice priority", ""),
+    ("Max realtime priority", ""),
+    ("Max realtime timeout", "us"),
+];
+
+/// /proc/PID/limits.
+pub fn limits_text(_: &task::Process, text: &mut vfs::Text<'_>) {
+    use core::fmt::Write;
+    text.str("Limit                     Soft Limit           Hard Limit           Units     \n");
+    for ((soft, hard), (name, unit)) in RLIMITS.into_iter().zip(RLIMIT_NAMES) {
+        let _ = write!(text, "{name:<25} ");
+        for limit in [soft, hard] {
+            let _ = match limit {
+                RLIM_INFINITY => write!(text, "{:<20} ", "unlimited"),
+                limit => write!(text, "{limit:<20} "),
+            };
+        }
+        let _ = writeln!(text, "{unit:<10}");
+    }
+}
 
 const RLIMIT_NOFILE: usize = 7;
 

@@ -51,6 +51,7 @@ pub(crate) fn dup_mm(parent: &MmUser) -> Result<MmUser, MmError> {
     ksync::lockdep::nested();
     let mut new = child.mmap_lock().write();
     new.inherit(&old);
+    *child.exe_slot().lock() = parent.exe();
     let mut copied = Copied {
         anon: 0,
         tables: 0,

@@ -30,6 +30,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::*, fence};
 use ksync::{CpuMask, MmId, RwSem, SpinLock, lock_class};
 use page_alloc::{Gfp, PageRef};
+use rmap::AddressSpace;
 use slab::KArc;
 
 /// Physical address of the zero page; 0 before `init`.
@@ -75,6 +76,8 @@ pub struct Mm {
     nr_tables: AtomicUsize,
     rss: RssStat,
     cpumask: CpuMask,
+    /// The program's file.
+    exe: SpinLock<Option<KArc<AddressSpace>>>,
 }
 
 slab::object!(Mm, "mm_struct", links = 0);
@@ -107,6 +110,7 @@ impl Mm {
             // SAFETY: the shell is given back when the address space is dropped.
             rss: unsafe { RssStat::of(shell) },
             cpumask: CpuMask::new(),
+            exe: SpinLock::new(None, lock_class!("mm_exe")),
         });
         // INV-MM-1: the one user takes the object's one reference.
         Ok(MmUser(KArc::into_raw(mm)))
@@ -171,6 +175,10 @@ impl Mm {
         &self.mmap_lock
     }
 
+    pub(crate) fn exe_slot(&self) -> &SpinLock<Option<KArc<AddressSpace>>> {
+        &self.exe
+    }
+
     #[inline(always)]
     pub(crate) fn page_table_lock(&self) -> &SpinLock<()> {
         &self.page_table_lock
@@ -208,6 +216,25 @@ impl Mm {
                 flags: v.flags(),
                 file: v.file.clone().map(|f| (f, v.pgoff.get())),
             });
+            at = tree.next(v);
+        }
+    }
+
+    /// As [`Mm::for_each_vma`] from the area that contains `addr` or comes after it, until `f` says stop (false). `f`
+    /// may not sleep.
+    pub fn for_each_vma_from(&self, addr: usize, mut f: impl FnMut(&VmaInfo) -> bool) {
+        let tree = self.mmap_lock.read();
+        let mut at = tree.find(addr);
+        while let Some(v) = at {
+            let info = VmaInfo {
+                start: v.start(),
+                end: v.end(),
+                flags: v.flags(),
+                file: v.file.clone().map(|f| (f, v.pgoff.get())),
+            };
+            if !f(&info) {
+                break;
+            }
             at = tree.next(v);
         }
     }

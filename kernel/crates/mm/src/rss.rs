@@ -60,6 +60,11 @@ impl RssStat {
         }
     }
 
+    /// Resident pages of one kind.
+    pub fn of_kind(&self, kind: RssKind) -> isize {
+        self.shell().sum(kind as usize)
+    }
+
     /// Resident pages of all kinds.
     pub fn total(&self) -> isize {
         (0..NR_RSS).map(|kind| self.shell().sum(kind)).sum()

@@ -14,6 +14,7 @@
 //! - INV-TREE-4: `map_count` and `total_vm` count the areas and their pages.
 //! - INV-TREE-5: `cache` is null or an area of this tree.
 
+use crate::layout::Layout;
 use crate::vma::{Vma, VmaPtr};
 use crate::{MMAP_BASE, MMAP_MIN_ADDR, STACK_LIMIT_DEFAULT, TASK_SIZE};
 use core::ptr::{NonNull, null_mut};
@@ -36,6 +37,7 @@ pub(crate) struct MmTree {
     pub(crate) as_limit: usize,
     /// Greatest size of the heap, in bytes.
     pub(crate) data_limit: usize,
+    pub(crate) layout: Layout,
 }
 
 /// Keeps `subtree_gap`.
@@ -92,6 +94,14 @@ impl MmTree {
             stack_limit: STACK_LIMIT_DEFAULT,
             as_limit: usize::MAX,
             data_limit: usize::MAX,
+            layout: Layout {
+                start_code: 0,
+                end_code: 0,
+                start_stack: 0,
+                arg_start: 0,
+                arg_end: 0,
+                env_end: 0,
+            },
         }
     }
 
@@ -102,6 +112,7 @@ impl MmTree {
         self.stack_limit = parent.stack_limit;
         self.as_limit = parent.as_limit;
         self.data_limit = parent.data_limit;
+        self.layout = parent.layout;
     }
 
     /// The first area that ends after `addr` (which may start after it too).

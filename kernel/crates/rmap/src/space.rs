@@ -34,7 +34,7 @@ use crate::contract::FileRmap;
 use crate::i_mmap::{IMmap, IMmapKind};
 use core::mem::size_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
 use ksync::rcu::{self, RcuHead};
 use ksync::{PAGE_SHIFT, PAGE_SIZE, SpinLock, arch, lock_class};
 use page_alloc::{Gfp, PageKind, PageRef, alloc_page};
@@ -82,6 +82,8 @@ pub struct AddressSpace {
     filler: Filler,
     i_mmap: IMmap,
     name: Name,
+    /// For the file system above.
+    owner: AtomicPtr<()>,
 }
 
 slab::object!(AddressSpace, "address_space", links = 0);
@@ -157,6 +159,7 @@ impl AddressSpace {
                 len: len as u8,
                 bytes,
             },
+            owner: AtomicPtr::new(core::ptr::null_mut()),
         })
     }
 
@@ -169,6 +172,11 @@ impl AddressSpace {
     /// The name given at creation, at most [`NAME_LEN`] bytes.
     pub fn name(&self) -> &[u8] {
         &self.name.bytes[..usize::from(self.name.len)]
+    }
+
+    /// A word of the file system whose file this is: where the file has a name, if it has. Means nothing here.
+    pub fn owner(&self) -> &AtomicPtr<()> {
+        &self.owner
     }
 
     /// The size in bytes.

@@ -52,6 +52,8 @@ pub struct ExecArgs {
     strings: Vec<u8>,
     argc: usize,
     envc: usize,
+    /// Bytes of the arguments; those of the environment follow.
+    arg_bytes: usize,
 }
 
 impl ExecArgs {
@@ -61,6 +63,7 @@ impl ExecArgs {
             strings: Vec::new(),
             argc: 0,
             envc: 0,
+            arg_bytes: 0,
         }
     }
 
@@ -82,6 +85,7 @@ impl ExecArgs {
     pub fn push_arg(&mut self, string: &[u8]) -> Result<(), TaskError> {
         debug_assert_eq!(self.envc, 0);
         self.push(string)?;
+        self.arg_bytes = self.strings.len();
         self.argc += 1;
         Ok(())
     }
@@ -224,6 +228,7 @@ struct Mapped {
     bias: usize,
     entry: usize,
     phdr_address: usize,
+    start: usize,
     end: usize,
 }
 
@@ -314,6 +319,7 @@ fn map_image(
         bias,
         entry,
         phdr_address,
+        start: bias + low,
         end: bias + high,
     })
 }
@@ -372,7 +378,22 @@ pub fn load(
         .next_multiple_of(PAGE_SIZE);
     mm.map_stack(STACK_TOP, size)?;
     let sp = build_stack(&mm, args, name, aux, &headers, &program, interpreter_base)?;
+    let arg_start = strings_at(args, name);
+    let layout = mm::Layout {
+        start_code: program.start,
+        end_code: program.end,
+        start_stack: sp,
+        arg_start,
+        arg_end: arg_start + args.arg_bytes,
+        env_end: arg_start + args.strings.len(),
+    };
+    mm.set_layout(layout, image.space());
     Ok(Loaded { mm, entry, sp })
+}
+
+/// Where the strings of a new stack begin; the file's name is above them.
+fn strings_at(args: &ExecArgs, name: &[u8]) -> usize {
+    STACK_TOP - 8 - (name.len() + 1) - args.strings.len()
 }
 
 /// Strings and vectors of the new stack; returns the stack pointer.
@@ -387,7 +408,7 @@ fn build_stack(
 ) -> Result<usize, TaskError> {
     const PLATFORM: &[u8] = b"x86_64\0";
     let name_at = STACK_TOP - 8 - (name.len() + 1);
-    let strings_at = name_at - args.strings.len();
+    let strings_at = strings_at(args, name);
     let platform_at = strings_at - PLATFORM.len();
     let random_at = (platform_at - aux.random.len()) & !15;
     let vector: [(u64, u64); 20] = [

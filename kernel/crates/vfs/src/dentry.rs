@@ -63,6 +63,8 @@ const HASHED: u32 = 1;
 const ROOT: u32 = 2;
 /// A root that is never freed: FsStruct does not count its references to it.
 const IMMORTAL: u32 = 4;
+/// Made by a look-up in a synthetic directory: never hashed.
+const SYNTH: u32 = 8;
 
 /// A name in a directory.
 pub struct Dentry {
@@ -138,6 +140,17 @@ impl Dentry {
         }))
     }
 
+    /// A name that a look-up in a synthetic directory found; it is never in the tree. ENOMEM.
+    pub(crate) fn new_synth(
+        parent: &KArc<Dentry>,
+        name: &[u8],
+        inode: KArc<Inode>,
+    ) -> Result<KArc<Dentry>, VfsError> {
+        let dentry = Self::new(parent, name, inode)?;
+        dentry.flags.store(SYNTH, Ordering::Relaxed);
+        Ok(dentry)
+    }
+
     /// The root of a new tree, or a nameless dentry for a file outside every tree.
     pub(crate) fn new_root(inode: KArc<Inode>, immortal: bool) -> Result<KArc<Dentry>, VfsError> {
         let flags = ROOT | if immortal { IMMORTAL } else { 0 };
@@ -170,7 +183,7 @@ impl Dentry {
     /// Whether the name has been removed from the tree.
     #[inline]
     pub fn is_unlinked(&self) -> bool {
-        self.flags.load(Ordering::Acquire) & (HASHED | ROOT) == 0
+        self.flags.load(Ordering::Acquire) & (HASHED | ROOT | SYNTH) == 0
     }
 
     #[inline(always)]

@@ -28,6 +28,8 @@ errors! {
     EPERM = 1,
     /// No such name.
     ENOENT = 2,
+    /// The process is gone.
+    ESRCH = 3,
     /// A device failed.
     EIO = 5,
     /// No such device, or a FIFO without a reader.
@@ -46,6 +48,8 @@ errors! {
     EBUSY = 16,
     /// The name exists.
     EEXIST = 17,
+    /// Not on the same file system.
+    EXDEV = 18,
     /// No such operation on this device.
     ENODEV = 19,
     /// A path goes through something that is no directory.

@@ -22,11 +22,13 @@ use crate::poll::PollMask;
 use crate::readdir;
 use crate::regular::Regular;
 use crate::stat::*;
+use crate::synth::{Cursor, SynthHandle, TEXT_PAGE, Text};
 use crate::uio::{BufIn, BufOut};
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, Ordering};
-use ksync::{LockClass, Mutex, WaitQueue};
+use ksync::{LockClass, Mutex, SpinLock, WaitQueue};
 use rmap::AddressSpace;
-use slab::KArc;
+use slab::{KArc, KBox};
 
 static POS_CLASS: LockClass = LockClass::new("f_pos_lock");
 
@@ -71,6 +73,8 @@ pub(crate) enum FileKind {
     Pipe(KArc<Pipe>),
     Dev(Dev),
     Anon(AnonHandle),
+    /// A file of procfs; where its last read came to.
+    Synth(SpinLock<Cursor>),
 }
 
 /// What mmap makes of a file.
@@ -267,6 +271,12 @@ impl File {
             FileKind::Pipe(pipe) => pipe.read(buf, self.nonblock()),
             FileKind::Dev(dev) => dev::read(*dev, buf, self.nonblock()),
             FileKind::Anon(anon) => anon.read(&mut self.pos.lock(), buf, self.nonblock()),
+            FileKind::Synth(cursor) => {
+                let mut pos = self.pos.lock();
+                let n = self.read_synth(cursor, *pos, buf)?;
+                *pos += n as u64;
+                Ok(n)
+            }
             FileKind::Dir => Err(VfsError::EISDIR),
             FileKind::Path => Err(VfsError::EBADF),
         }
@@ -288,6 +298,7 @@ impl File {
             FileKind::Pipe(pipe) => pipe.write(buf, self.nonblock()),
             FileKind::Dev(dev) => dev::write(*dev, buf),
             FileKind::Anon(anon) => anon.write(&mut self.pos.lock(), buf, self.nonblock()),
+            FileKind::Synth(_) => self.write_synth(buf),
             FileKind::Dir | FileKind::Path => Err(VfsError::EBADF),
         }
     }
@@ -307,6 +318,7 @@ impl File {
         match &self.kind {
             FileKind::Regular => self.read_regular(pos, buf),
             FileKind::Anon(anon) => anon.read(&mut pos, buf, self.nonblock()),
+            FileKind::Synth(cursor) => self.read_synth(cursor, pos, buf),
             _ => self.read(buf),
         }
     }
@@ -342,6 +354,58 @@ impl File {
             inode.touch_atime();
         }
         Ok(n)
+    }
+
+    fn synth(&self) -> Result<&SynthHandle, VfsError> {
+        match self.inode().map(|inode| &inode.kind) {
+            Some(InodeKind::Synth(node)) => Ok(node),
+            _ => Err(VfsError::EBADF),
+        }
+    }
+
+    /// Makes the contents from `pos` on, a page at a time, and copies them.
+    fn read_synth(
+        &self,
+        cursor: &SpinLock<Cursor>,
+        pos: u64,
+        buf: &mut impl BufOut,
+    ) -> Result<usize, VfsError> {
+        let node = self.synth()?;
+        let wanted = buf.remaining();
+        let mut page = KBox::new([const { MaybeUninit::<u8>::uninit() }; TEXT_PAGE])?;
+        loop {
+            let (done, window) = (wanted - buf.remaining(), buf.remaining().min(TEXT_PAGE));
+            let mut text = Text::new(&mut page[..window], pos + done as u64, *cursor.lock());
+            if let Err(e) = node.read(&mut text) {
+                return if done > 0 { Ok(done) } else { Err(e) };
+            }
+            let (bytes, next) = text.finish();
+            if let Err(e) = buf.put(bytes) {
+                let done = wanted - buf.remaining();
+                return if done > 0 { Ok(done) } else { Err(e.into()) };
+            }
+            *cursor.lock() = next;
+            if bytes.len() < window || buf.remaining() == 0 {
+                return Ok(wanted - buf.remaining());
+            }
+        }
+    }
+
+    fn write_synth(&self, buf: &mut impl BufIn) -> Result<usize, VfsError> {
+        let total = buf.remaining();
+        let mut bytes = [0; 256];
+        let n = buf.get(&mut bytes[..total.min(256)])?;
+        self.synth()?.write(&bytes[..n])?;
+        Ok(total)
+    }
+
+    /// What a link to this open file leads to: its name, or the pipe behind it. ENXIO, ENOMEM.
+    pub(crate) fn dentry_or_pipe(&self) -> Result<KArc<Dentry>, VfsError> {
+        match (&self.dentry, &self.kind) {
+            (Some(dentry), _) => Ok(dentry.clone()),
+            (None, FileKind::Pipe(pipe)) => Dentry::new_root(Inode::of_pipe(pipe.clone())?, false),
+            _ => Err(VfsError::ENXIO),
+        }
     }
 
     fn write_regular(&self, pos: u64, buf: &mut impl BufIn) -> Result<(u64, usize), VfsError> {
@@ -396,7 +460,9 @@ impl File {
             return Err(VfsError::EBADF);
         }
         let dentry = self.dentry.as_ref().ok_or(VfsError::ENOTDIR)?;
-        dentry.inode().as_dir()?;
+        if !dentry.inode().is_dir() {
+            return Err(VfsError::ENOTDIR);
+        }
         readdir::getdents64(dentry, &mut self.pos.lock(), buf)
     }
 
@@ -489,7 +555,7 @@ impl File {
     /// What would not block now.
     pub fn poll(&self) -> PollMask {
         match &self.kind {
-            FileKind::Regular | FileKind::Dir => PollMask::ALWAYS,
+            FileKind::Regular | FileKind::Dir | FileKind::Synth(_) => PollMask::ALWAYS,
             FileKind::Path => PollMask::NVAL,
             FileKind::Pipe(pipe) => pipe.poll(self.ends()),
             FileKind::Dev(dev) => dev::poll(*dev),

@@ -2,8 +2,8 @@
 //!
 //! Mechanism: one object with the attributes every file has, and a closed enum with what its kind
 //! needs. Attributes are atomics: `stat` reads them without a lock, and may see two changes half
-//! done, as on Linux. New kinds of file system (procfs) come as further variants of
-//! [`InodeKind`], so that a look-up stays a `match` and not a call through a table.
+//! done, as on Linux. A kind of file is a variant of [`InodeKind`], so that a look-up stays a `match`; only synthetic
+//! files (procfs) are reached through a table.
 //!
 //! Lock order: a regular file's `sem` (sleeps; user memory may fault under it), then the mapping's
 //! own locks. A directory's `state` spins: see `tree`.
@@ -18,9 +18,10 @@ use crate::VfsError;
 use crate::dentry::Dentry;
 use crate::flags::*;
 use crate::hooks::now;
-use crate::pipe::FifoHub;
+use crate::pipe::{FifoHub, Pipe};
 use crate::regular::Regular;
 use crate::stat::{Kstat, Timespec};
+use crate::synth::SynthHandle;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use ksync::{LockClass, SpinLock};
@@ -34,6 +35,10 @@ pub(crate) static DIR_CLASS: LockClass = LockClass::new("dir_lock");
 
 /// The device number of the ram file system.
 pub const RAMFS_DEV: DevId = DevId::new(0, 1);
+/// That of pipes.
+pub(crate) const PIPE_DEV: DevId = DevId::new(0, 2);
+/// That of synthetic files.
+const PROC_DEV: DevId = DevId::new(0, 4);
 
 /// A file, whatever its names.
 pub struct Inode {
@@ -70,6 +75,10 @@ pub enum InodeKind {
     Fifo(FifoHub),
     /// A socket's name: it cannot be opened.
     Socket,
+    /// A pipe that /proc/PID/fd leads to.
+    Pipe(KArc<Pipe>),
+    /// Made when looked at; of any type (see `mode`).
+    Synth(SynthHandle),
 }
 
 /// Where a symbolic link points.
@@ -155,8 +164,7 @@ pub(crate) fn next_ino() -> u64 {
 impl Inode {
     /// A new inode without a name (nlink 0; a directory 1, for itself). ENOMEM.
     pub(crate) fn new(kind: InodeKind, perm: u32) -> Result<KArc<Inode>, VfsError> {
-        let room = KArc::<Inode>::try_uninit()?;
-        let (ifmt, nlink) = match kind {
+        let (ifmt, nlink) = match &kind {
             InodeKind::Dir(_) => (S_IFDIR, 1),
             InodeKind::Regular(_) => (S_IFREG, 0),
             InodeKind::Symlink(_) => (S_IFLNK, 0),
@@ -164,12 +172,31 @@ impl Inode {
             InodeKind::BlockDev(_) => (S_IFBLK, 0),
             InodeKind::Fifo(_) => (S_IFIFO, 0),
             InodeKind::Socket => (S_IFSOCK, 0),
+            InodeKind::Pipe(_) => (S_IFIFO, 1),
+            InodeKind::Synth(node) => (node.attr().mode & S_IFMT, node.attr().nlink),
         };
+        Self::with(kind, next_ino(), ifmt | perm & S_IALLUGO, nlink)
+    }
+
+    /// The inode of a node that was looked up: its attributes are the node's. ENOMEM.
+    pub(crate) fn new_synth(node: SynthHandle) -> Result<KArc<Inode>, VfsError> {
+        let attr = node.attr();
+        Self::with(InodeKind::Synth(node), attr.ino, attr.mode, attr.nlink)
+    }
+
+    /// The inode behind a pipe's open file. ENOMEM.
+    pub(crate) fn of_pipe(pipe: KArc<Pipe>) -> Result<KArc<Inode>, VfsError> {
+        let ino = pipe.ino;
+        Self::with(InodeKind::Pipe(pipe), ino, S_IFIFO | 0o600, 1)
+    }
+
+    fn with(kind: InodeKind, ino: u64, mode: u32, nlink: u32) -> Result<KArc<Inode>, VfsError> {
+        let room = KArc::<Inode>::try_uninit()?;
         let now = now().ns;
         Ok(room.write(Inode {
             kind,
-            ino: next_ino(),
-            mode: AtomicU32::new(ifmt | perm & S_IALLUGO),
+            ino,
+            mode: AtomicU32::new(mode),
             nlink: AtomicU32::new(nlink),
             uid: AtomicU32::new(0),
             gid: AtomicU32::new(0),
@@ -195,14 +222,21 @@ impl Inode {
     /// Whether this is a directory.
     #[inline(always)]
     pub fn is_dir(&self) -> bool {
-        matches!(self.kind, InodeKind::Dir(_))
+        self.mode() & S_IFMT == S_IFDIR
     }
 
-    /// The directory's part; ENOTDIR.
+    /// Whether this is a symbolic link.
+    #[inline]
+    pub(crate) fn is_link(&self) -> bool {
+        self.mode() & S_IFMT == S_IFLNK
+    }
+
+    /// The directory's part, for changing it; ENOTDIR, EPERM (its names are not ours to change).
     #[inline(always)]
     pub(crate) fn as_dir(&self) -> Result<&Dir, VfsError> {
         match &self.kind {
             InodeKind::Dir(dir) => Ok(dir),
+            InodeKind::Synth(_) if self.is_dir() => Err(VfsError::EPERM),
             _ => Err(VfsError::ENOTDIR),
         }
     }
@@ -360,7 +394,11 @@ impl Inode {
             ns: t.load(Ordering::Relaxed),
         };
         Kstat {
-            dev: RAMFS_DEV,
+            dev: match self.kind {
+                InodeKind::Synth(_) => PROC_DEV,
+                InodeKind::Pipe(_) => PIPE_DEV,
+                _ => RAMFS_DEV,
+            },
             ino: self.ino,
             mode: self.mode(),
             nlink: self.nlink(),

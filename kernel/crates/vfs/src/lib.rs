@@ -16,7 +16,7 @@
 //!
 //! Invariants: INV-DENTRY in `dentry`, INV-WALK in `namei`, INV-TREE in `tree`, INV-INODE and
 //! INV-DIR in `inode`, INV-REG in `regular`, INV-PIPE in `pipe`, INV-FILE in `file`, INV-FD in
-//! `files`, INV-FS in `fs_struct`, INV-UIO in `uio`, INV-ANON in `anon`.
+//! `files`, INV-FS in `fs_struct`, INV-UIO in `uio`, INV-ANON in `anon`, INV-SYNTH in `synth`, INV-MOUNT in `mount`.
 #![no_std]
 
 #[cfg(test)]
@@ -33,6 +33,7 @@ mod fs_struct;
 pub mod hooks;
 mod initramfs;
 mod inode;
+mod mount;
 mod namei;
 mod open;
 mod ops;
@@ -42,6 +43,7 @@ mod qstr;
 mod readdir;
 mod regular;
 mod stat;
+mod synth;
 mod tree;
 mod uio;
 
@@ -59,6 +61,7 @@ pub use fs_struct::FsStruct;
 pub use hooks::{ConsoleOps, Hooks};
 pub use initramfs::{InitramfsError, Unpacked, unpack as unpack_initramfs};
 pub use inode::{Inode, InodeKind, RAMFS_DEV};
+pub use mount::{Mount, mount, nth_mount, umount};
 pub use namei::At;
 pub use open::{memfd, open, open_exec, pipe, reopen_exec};
 pub use ops::*;
@@ -66,5 +69,6 @@ pub use pipe::{PIPE_BUF, PIPE_CAPACITY, Pipe};
 pub use poll::PollMask;
 pub use regular::Regular;
 pub use stat::*;
-pub use tree::{RenameFlags, rename, rmdir, unlink};
+pub use synth::{Listing, SynthAttr, SynthHandle, SynthNode, SynthTarget, Text, decimal};
+pub use tree::{RenameFlags, name_of, rename, rmdir, unlink};
 pub use uio::{BufIn, BufOut, Efault};

@@ -11,7 +11,7 @@
 //!
 //! INV-WALK-1: an answer is given only if no rename began since the walk's start, or under the
 //! rename lock: it is the answer of a tree that existed as a whole.
-//! INV-WALK-2: `cur` is a directory.
+//! INV-WALK-2: `cur` is a directory, but for a walk that a link without a path has ended.
 //! INV-WALK-3: the first `depth` entries of `stack` are initialised.
 
 use crate::VfsError;
@@ -21,6 +21,7 @@ use crate::flags::{MAXSYMLINKS, NAME_MAX, PATH_MAX};
 use crate::fs_struct::FsStruct;
 use crate::inode::{Inode, InodeKind};
 use crate::qstr::Qstr;
+use crate::synth::{SynthHandle, SynthTarget};
 use core::mem::MaybeUninit;
 use core::ptr;
 use ksync::rcu::{self, RcuGuard};
@@ -78,6 +79,8 @@ pub(crate) struct Walk<'r> {
     pub last_kind: Last,
     /// A slash follows the last component, or did in a link that led here: it must be a directory.
     pub must_be_dir: bool,
+    /// Holds the synthetic dentry that the walk came to last (see `synth`).
+    keep: Option<KArc<Dentry>>,
     nr_links: usize,
     depth: usize,
     stack: [MaybeUninit<&'r [u8]>; MAXSYMLINKS],
@@ -111,6 +114,7 @@ impl<'r> Walk<'r> {
             },
             last_kind: Last::Root,
             must_be_dir: false,
+            keep: None,
             nr_links: 0,
             depth: 0,
             stack: [const { MaybeUninit::uninit() }; MAXSYMLINKS],
@@ -167,6 +171,17 @@ impl<'r> Walk<'r> {
                 }
                 self.enter_link(next.inode())?;
             }
+            InodeKind::Synth(_) if next.inode().is_dir() => self.cur = next,
+            InodeKind::Synth(_) if next.inode().is_link() => {
+                if more {
+                    self.push()?;
+                }
+                self.enter_link(next.inode())?;
+                // Something follows, here or on the stack, and only a directory has names.
+                if !self.cur.inode().is_dir() {
+                    return Err(VfsError::ENOTDIR);
+                }
+            }
             _ => return Err(VfsError::ENOTDIR),
         }
         Ok(())
@@ -182,11 +197,49 @@ impl<'r> Walk<'r> {
 
     /// Looks `q` up in the current directory. ENAMETOOLONG.
     #[inline]
-    fn lookup(&self, q: &Qstr<'_>) -> Result<Option<&'r Dentry>, VfsError> {
+    fn lookup(&mut self, q: &Qstr<'_>) -> Result<Option<&'r Dentry>, VfsError> {
         if q.name.len() > NAME_MAX {
             return Err(VfsError::ENAMETOOLONG);
         }
-        Ok(d_lookup(self.cur, q, self.rcu))
+        match d_lookup(self.cur, q, self.rcu) {
+            Some(found) => Ok(Some(found)),
+            None => self.lookup_synth(q),
+        }
+    }
+
+    /// Asks a synthetic directory. ENOMEM.
+    #[cold]
+    fn lookup_synth(&mut self, q: &Qstr<'_>) -> Result<Option<&'r Dentry>, VfsError> {
+        let InodeKind::Synth(node) = &self.cur.inode().kind else {
+            return Ok(None);
+        };
+        let parent = d_get(self.cur, self.rcu).ok_or(VfsError::ENOENT)?;
+        let node = match node.lookup(q.name) {
+            Err(VfsError::ENOENT) => return Ok(None),
+            other => other?,
+        };
+        let dentry = Dentry::new_synth(&parent, q.name, Inode::new_synth(node)?)?;
+        Ok(Some(self.hold(dentry)))
+    }
+
+    /// A dentry that nothing but the walk holds, good for as long as the section lasts.
+    fn hold(&mut self, dentry: KArc<Dentry>) -> &'r Dentry {
+        // SAFETY: counted now, and Dentry is RCU_FREE: when the last reference goes it stays, with all it holds, for
+        // the read section 'r.
+        let found = unsafe { &*KArc::as_ptr(&dentry) };
+        self.keep = Some(dentry);
+        found
+    }
+
+    /// Goes to what a link without a path stands for. ENOENT, ENXIO, ENOMEM.
+    fn jump(&mut self, node: &SynthHandle) -> Result<(), VfsError> {
+        let dentry = match node.target()? {
+            SynthTarget::Dentry(dentry) => dentry,
+            SynthTarget::File(file) => file.dentry_or_pipe()?,
+        };
+        self.cur = self.hold(dentry);
+        self.rest = &[];
+        Ok(())
     }
 
     /// The last component's bytes.
@@ -197,22 +250,27 @@ impl<'r> Walk<'r> {
 
     /// Looks the last component up, where it is a name. ENAMETOOLONG.
     #[inline]
-    pub fn lookup_last(&self) -> Result<Option<&'r Dentry>, VfsError> {
+    pub fn lookup_last(&mut self) -> Result<Option<&'r Dentry>, VfsError> {
         debug_assert!(self.last_kind == Last::Norm);
-        self.lookup(&self.last)
+        let last = self.last;
+        self.lookup(&last)
     }
 
-    /// Continues at a link's target. ELOOP.
+    /// Continues at a link's target, which need not be a directory if the link has no path. ELOOP, ENOENT, ENXIO.
     #[cold]
     pub fn enter_link(&mut self, link: &'r Inode) -> Result<(), VfsError> {
-        let InodeKind::Symlink(target) = &link.kind else {
-            return Err(VfsError::EINVAL);
-        };
         self.nr_links += 1;
         if self.nr_links > MAXSYMLINKS {
             return Err(VfsError::ELOOP);
         }
-        self.rest = target.as_bytes();
+        self.rest = match &link.kind {
+            InodeKind::Symlink(target) => target.as_bytes(),
+            InodeKind::Synth(node) => match node.text() {
+                Some(text) => text,
+                None => return self.jump(node),
+            },
+            _ => return Err(VfsError::EINVAL),
+        };
         if let [b'/', ..] = self.rest {
             self.cur = self.root;
         }
@@ -248,10 +306,17 @@ impl<'r> Walk<'r> {
                     self.dotdot();
                     return Ok(self.cur);
                 }
+                Last::Root if self.must_be_dir && !self.cur.inode().is_dir() => {
+                    return Err(VfsError::ENOTDIR);
+                }
                 Last::Dot | Last::Root => return Ok(self.cur),
             }
             let found = self.lookup_last()?.ok_or(VfsError::ENOENT)?;
             match found.inode().kind {
+                InodeKind::Synth(_) if found.inode().is_dir() => return Ok(found),
+                InodeKind::Synth(_) if found.inode().is_link() && (follow || self.must_be_dir) => {
+                    self.enter_link(found.inode())?;
+                }
                 InodeKind::Dir(_) => return Ok(found),
                 InodeKind::Symlink(_) if follow || self.must_be_dir => {
                     self.enter_link(found.inode())?;

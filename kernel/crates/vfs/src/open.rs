@@ -14,6 +14,7 @@ use crate::inode::{Inode, InodeKind};
 use crate::namei::{At, Last, Walk, walk};
 use crate::pipe::{Ends, Pipe};
 use crate::regular::Regular;
+use crate::synth::Cursor;
 use crate::tree::{Fresh, Naming, insert};
 use ksync::rcu::RcuGuard;
 use slab::{KArc, KArcUninit};
@@ -53,7 +54,7 @@ pub fn open_exec(at: At<'_>, path: &[u8], follow: bool) -> Result<KArc<File>, Vf
         let found = w.finish(follow)?;
         match found.inode().kind {
             InodeKind::Regular(_) => found.inode().permission(true)?,
-            InodeKind::Symlink(_) => return Err(VfsError::ELOOP),
+            _ if found.inode().is_link() => return Err(VfsError::ELOOP),
             _ => return Err(VfsError::EACCES),
         }
         d_get(found, rcu).ok_or(VfsError::ENOENT)
@@ -163,15 +164,16 @@ fn find_or_prepare<'r>(
             Last::Dot | Last::Root => Some(w.cur),
         };
         let Some(found) = found else {
+            if matches!(w.cur.inode().kind, InodeKind::Synth(_)) {
+                return Err(VfsError::ENOENT);
+            }
             let dir = d_get(w.cur, rcu).ok_or(VfsError::ENOENT)?;
             let regular = Regular::new(&[], w.last_name())?;
             let inode = Inode::new(InodeKind::Regular(regular), perm & !at.fs.umask())?;
             let dentry = Dentry::new(&dir, w.last_name(), inode)?;
             return Ok(Found::Fresh(Fresh { dir, dentry }));
         };
-        if matches!(found.inode().kind, InodeKind::Symlink(_))
-            && !flags.contains(OpenFlags::NOFOLLOW)
-        {
+        if found.inode().is_link() && !flags.contains(OpenFlags::NOFOLLOW) {
             w.enter_link(found.inode())?;
             continue;
         }
@@ -216,7 +218,12 @@ fn open_dentry(
             open_regular(inode, regular, &mut mode, flags, created)?;
             FileKind::Regular
         }
-        InodeKind::Dir(_) => {
+        InodeKind::Synth(_) if inode.is_link() => return Err(VfsError::ELOOP),
+        InodeKind::Synth(_) if !inode.is_dir() => {
+            mode |= FMode::SEEK;
+            FileKind::Synth(Cursor::lock())
+        }
+        InodeKind::Dir(_) | InodeKind::Synth(_) => {
             if mode.contains(FMode::WRITE) || flags.contains(OpenFlags::TRUNC) {
                 return Err(VfsError::EISDIR);
             }
@@ -231,7 +238,7 @@ fn open_dentry(
             }
             FileKind::Dev(dev)
         }
-        InodeKind::Fifo(hub) => {
+        InodeKind::Fifo(_) | InodeKind::Pipe(_) => {
             let ends = Ends {
                 read: mode.contains(FMode::READ),
                 write: mode.contains(FMode::WRITE),
@@ -239,7 +246,14 @@ fn open_dentry(
             if !ends.read && !ends.write {
                 return Err(VfsError::EINVAL);
             }
-            FileKind::Pipe(hub.open(ends, flags.contains(OpenFlags::NONBLOCK))?)
+            FileKind::Pipe(match &inode.kind {
+                InodeKind::Fifo(hub) => hub.open(ends, flags.contains(OpenFlags::NONBLOCK))?,
+                InodeKind::Pipe(pipe) => {
+                    pipe.open(ends);
+                    pipe.clone()
+                }
+                _ => return Err(VfsError::ENXIO),
+            })
         }
         InodeKind::BlockDev(_) | InodeKind::Socket => return Err(VfsError::ENXIO),
     };

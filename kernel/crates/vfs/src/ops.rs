@@ -12,11 +12,12 @@ use crate::namei::{At, lookup, walk};
 use crate::pipe::FifoHub;
 use crate::regular::Regular;
 use crate::stat::*;
+use crate::synth::{SynthTarget, decimal};
 use crate::tree::{Naming, insert, prepare};
 use crate::uio::BufOut;
 use core::ptr;
 use ksync::rcu;
-use slab::KArc;
+use slab::{KArc, KBox};
 
 /// Attributes of what `path` names; `follow`: of a link's target. Any context that may spin.
 #[inline]
@@ -48,13 +49,21 @@ pub fn access(at: At<'_>, path: &[u8], mode: AccessMode, follow: bool) -> Result
 
 /// Attributes of the file system that `path` is on.
 pub fn statfs(at: At<'_>, path: &[u8]) -> Result<Kstatfs, VfsError> {
-    walk(at, path, |w, _| w.finish(true).map(|_| ()))?;
-    Ok(ramfs_statfs())
+    walk(at, path, |w, _| Ok(statfs_of(w.finish(true)?.inode())))
+}
+
+fn statfs_of(inode: &Inode) -> Kstatfs {
+    let mut stat = ramfs_statfs();
+    if matches!(inode.kind, InodeKind::Synth(_)) {
+        stat.f_type = PROC_SUPER_MAGIC;
+        (stat.blocks, stat.bfree, stat.bavail) = (0, 0, 0);
+    }
+    stat
 }
 
 /// Attributes of the file system that `file` is on.
 pub fn fstatfs(file: &File) -> Kstatfs {
-    let mut stat = ramfs_statfs();
+    let mut stat = file.inode().map_or_else(ramfs_statfs, |i| statfs_of(i));
     if file.dentry().is_none() {
         stat.f_type = if file.pipe().is_some() {
             PIPEFS_MAGIC
@@ -89,23 +98,61 @@ fn ramfs_statfs() -> Kstatfs {
 /// (not a link), EFAULT. May sleep (the copy).
 pub fn readlink(at: At<'_>, path: &[u8], buf: &mut impl BufOut) -> Result<usize, VfsError> {
     let dentry = lookup(at, path, false)?;
-    read_target(dentry.inode(), buf)
+    read_target(at.fs, dentry.inode(), buf)
 }
 
 /// As [`readlink`], of a link that is open (O_PATH | O_NOFOLLOW). ENOENT if it is no link.
-pub fn freadlink(file: &File, buf: &mut impl BufOut) -> Result<usize, VfsError> {
+pub fn freadlink(fs: &FsStruct, file: &File, buf: &mut impl BufOut) -> Result<usize, VfsError> {
     let inode = file.inode().ok_or(VfsError::ENOENT)?;
-    match inode.kind {
-        InodeKind::Symlink(_) => read_target(inode, buf),
-        _ => Err(VfsError::ENOENT),
+    if !inode.is_link() {
+        return Err(VfsError::ENOENT);
+    }
+    read_target(fs, inode, buf)
+}
+
+fn read_target(fs: &FsStruct, inode: &Inode, buf: &mut impl BufOut) -> Result<usize, VfsError> {
+    match &inode.kind {
+        InodeKind::Symlink(target) => put_target(inode, target.as_bytes(), buf),
+        InodeKind::Synth(node) if inode.is_link() => match node.text() {
+            Some(text) => put_target(inode, text, buf),
+            None => {
+                let mut path = KBox::new([0u8; PATH_MAX])?;
+                put_target(inode, target_path(fs, node.target()?, &mut *path)?, buf)
+            }
+        },
+        _ => Err(VfsError::EINVAL),
     }
 }
 
-fn read_target(inode: &Inode, buf: &mut impl BufOut) -> Result<usize, VfsError> {
-    let InodeKind::Symlink(target) = &inode.kind else {
-        return Err(VfsError::EINVAL);
+/// What readlink shows of a link without a path: the object's name, or what kind of thing it is.
+fn target_path<'b>(
+    fs: &FsStruct,
+    target: SynthTarget,
+    path: &'b mut [u8],
+) -> Result<&'b [u8], VfsError> {
+    let file = match target {
+        SynthTarget::Dentry(dentry) => return d_path(&dentry, &fs.get_root(), path),
+        SynthTarget::File(file) => file,
     };
-    let target = target.as_bytes();
+    let Some((name, nr)) = file.anon_name() else {
+        return file_path(fs, &file, path);
+    };
+    let mut digits = [0; 20];
+    let from = decimal(nr, &mut digits);
+    let parts: [&[u8]; 3] = if file.pipe().is_some() {
+        [b"pipe:[", &digits[from..], b"]"]
+    } else {
+        [b"anon_inode:[", name.as_bytes(), b"]"]
+    };
+    let mut at = 0;
+    for part in parts {
+        path[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    Ok(&path[..at])
+}
+
+fn put_target(inode: &Inode, target: &[u8], buf: &mut impl BufOut) -> Result<usize, VfsError> {
     let n = target.len().min(buf.remaining());
     if n == 0 {
         return Err(VfsError::EINVAL);
@@ -179,6 +226,9 @@ pub fn flink(old: &File, new_at: At<'_>, new: &[u8]) -> Result<(), VfsError> {
 
 fn link_inode(inode: &KArc<Inode>, at: At<'_>, path: &[u8]) -> Result<(), VfsError> {
     let fresh = prepare(at, path, false, |_| Ok(inode.clone()))?;
+    if matches!(inode.kind, InodeKind::Synth(_) | InodeKind::Pipe(_)) {
+        return Err(VfsError::EXDEV);
+    }
     if inode.is_dir() {
         return Err(VfsError::EPERM);
     }
@@ -201,7 +251,7 @@ pub fn fchmod(file: &File, perm: u32) -> Result<(), VfsError> {
 }
 
 fn fchmod_inode(inode: &Inode, perm: u32) -> Result<(), VfsError> {
-    if matches!(inode.kind, InodeKind::Symlink(_)) {
+    if inode.is_link() {
         return Err(VfsError::EOPNOTSUPP);
     }
     inode.chmod(perm);
@@ -279,7 +329,9 @@ pub fn truncate(at: At<'_>, path: &[u8], len: i64) -> Result<(), VfsError> {
 /// Changes the working directory. ENOENT, ENOTDIR.
 pub fn chdir(at: At<'_>, path: &[u8]) -> Result<(), VfsError> {
     let dir = lookup(at, path, true)?;
-    dir.inode().as_dir()?;
+    if !dir.inode().is_dir() {
+        return Err(VfsError::ENOTDIR);
+    }
     at.fs.set_cwd(dir);
     Ok(())
 }
@@ -287,7 +339,9 @@ pub fn chdir(at: At<'_>, path: &[u8]) -> Result<(), VfsError> {
 /// Changes the working directory to an open one. ENOTDIR.
 pub fn fchdir(fs: &FsStruct, file: &File) -> Result<(), VfsError> {
     let dir = file.dentry().ok_or(VfsError::ENOTDIR)?;
-    dir.inode().as_dir()?;
+    if !dir.inode().is_dir() {
+        return Err(VfsError::ENOTDIR);
+    }
     fs.set_cwd(dir.clone());
     Ok(())
 }
@@ -295,7 +349,9 @@ pub fn fchdir(fs: &FsStruct, file: &File) -> Result<(), VfsError> {
 /// Changes the root. ENOENT, ENOTDIR.
 pub fn chroot(at: At<'_>, path: &[u8]) -> Result<(), VfsError> {
     let dir = lookup(at, path, true)?;
-    dir.inode().as_dir()?;
+    if !dir.inode().is_dir() {
+        return Err(VfsError::ENOTDIR);
+    }
     at.fs.set_root(dir);
     Ok(())
 }

@@ -12,7 +12,8 @@
 use crate::VfsError;
 use crate::dentry::Dentry;
 use crate::flags::{NAME_MAX, S_IFMT};
-use crate::inode::{DirState, FIRST_COOKIE};
+use crate::inode::{DirState, FIRST_COOKIE, InodeKind};
+use crate::synth::{Listing, SynthHandle};
 use crate::uio::BufOut;
 use ksync::rcu::{self, RcuGuard};
 use slab::KArc;
@@ -23,7 +24,7 @@ const HEADER: usize = 19;
 const _: () = assert!(BATCH >= (HEADER + NAME_MAX + 1).next_multiple_of(8));
 
 /// Records on their way to the user.
-struct Packer {
+pub(crate) struct Packer {
     bytes: [u8; BATCH],
     used: usize,
     /// The user's room.
@@ -34,7 +35,7 @@ struct Packer {
 
 impl Packer {
     /// Appends a record; false if it does not fit. `next`: the position behind it.
-    fn put(&mut self, ino: u64, next: u64, mode: u32, name: &[u8]) -> bool {
+    pub(crate) fn put(&mut self, ino: u64, next: u64, mode: u32, name: &[u8]) -> bool {
         let len = (HEADER + name.len() + 1).next_multiple_of(8);
         if self.used + len > self.room.min(BATCH) {
             return false;
@@ -90,23 +91,48 @@ pub(crate) fn getdents64(
 /// Packs what fits from `pos` on; whether that was all.
 fn pack(dir: &KArc<Dentry>, pos: u64, packer: &mut Packer) -> Result<bool, VfsError> {
     let inode = dir.inode();
+    if let InodeKind::Synth(node) = &inode.kind {
+        return pack_synth(dir, node, pos, packer);
+    }
     let rcu = rcu::read_lock();
     let mut state = inode.as_dir()?.state.lock();
     if state.dead {
         return Err(VfsError::ENOENT);
     }
-    let mut at = pos;
-    while at < FIRST_COOKIE {
+    if !pack_dots(dir, pos, packer, &rcu) {
+        return Ok(false);
+    }
+    Ok(pack_names(&mut state, pos.max(FIRST_COOKIE), packer, &rcu))
+}
+
+/// The two names that every directory has.
+fn pack_dots(dir: &Dentry, pos: u64, packer: &mut Packer, rcu: &RcuGuard) -> bool {
+    let inode = dir.inode();
+    (pos..FIRST_COOKIE).all(|at| {
         let (name, ino) = match at {
             0 => (&b"."[..], inode.ino()),
-            _ => (&b".."[..], dir.parent(&rcu).inode().ino()),
+            _ => (&b".."[..], dir.parent(rcu).inode().ino()),
         };
-        if !packer.put(ino, at + 1, inode.mode(), name) {
-            return Ok(false);
-        }
-        at += 1;
+        packer.put(ino, at + 1, inode.mode(), name)
+    })
+}
+
+/// As [`pack`] in a synthetic directory.
+fn pack_synth(
+    dir: &Dentry,
+    node: &SynthHandle,
+    pos: u64,
+    packer: &mut Packer,
+) -> Result<bool, VfsError> {
+    if !pack_dots(dir, pos, packer, &rcu::read_lock()) {
+        return Ok(false);
     }
-    Ok(pack_names(&mut state, at, packer, &rcu))
+    let mut out = Listing {
+        packer,
+        full: false,
+    };
+    node.list(pos.max(FIRST_COOKIE), &mut out)?;
+    Ok(!out.full)
 }
 
 fn pack_names(state: &mut DirState, from: u64, packer: &mut Packer, rcu: &RcuGuard) -> bool {

@@ -76,6 +76,8 @@ pub struct Kstatfs {
 
 /// `f_type` of the ram file system.
 pub const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// `f_type` of synthetic files.
+pub const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 /// `f_type` of pipes.
 pub const PIPEFS_MAGIC: u64 = 0x5049_5045;
 /// `f_type` of anonymous files.

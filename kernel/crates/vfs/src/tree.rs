@@ -14,12 +14,14 @@
 use crate::VfsError;
 use crate::dentry::{Dentry, LongName, d_add, d_drop, d_get, d_lookup, d_move, lock_tree};
 use crate::flags::{MAXSYMLINKS, NAME_MAX};
-use crate::inode::{DentryPtr, Dir, DirState, Inode};
+use crate::inode::{DentryPtr, Dir, DirState, Inode, InodeKind};
 use crate::namei::{At, Last, Parent, lookup_parent, walk};
 use crate::qstr::Qstr;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use ksync::SpinGuard;
 use ksync::rcu::{self, RcuGuard};
+use rmap::AddressSpace;
 use slab::KArc;
 
 const _: () = assert!(MAXSYMLINKS < 64);
@@ -51,6 +53,9 @@ pub(crate) fn prepare(
         w.walk_to_last()?;
         if w.last_kind != Last::Norm || w.lookup_last()?.is_some() {
             return Err(VfsError::EEXIST);
+        }
+        if matches!(w.cur.inode().kind, InodeKind::Synth(_)) {
+            return Err(VfsError::ENOENT);
         }
         if w.must_be_dir && !makes_dir {
             return Err(VfsError::ENOENT);
@@ -93,7 +98,33 @@ pub(crate) fn insert(fresh: &Fresh, naming: Naming) -> Result<(), VfsError> {
     }
     dir.inode().touch_mtime();
     d_add(dentry.clone());
+    if let Some(regular) = inode.as_regular().filter(|_| naming == Naming::First) {
+        let name = ptr::from_ref::<Dentry>(dentry).cast_mut();
+        regular.mapping().owner().store(name.cast(), Release);
+    }
     Ok(())
+}
+
+/// The name under which a regular file with these pages was made, if it still has that one: what a mapping's file is
+/// called. Any context.
+pub fn name_of(space: &AddressSpace) -> Option<KArc<Dentry>> {
+    let rcu = rcu::read_lock();
+    // SAFETY: null, or a dentry of this crate, which is RCU_FREE, and whose removal clears the word before the tree's
+    // reference is dropped (`forget_name`).
+    let dentry = unsafe { space.owner().load(Acquire).cast::<Dentry>().as_ref() }?;
+    d_get(dentry, &rcu)
+}
+
+/// `dentry` is about to leave the tree.
+fn forget_name(dentry: &Dentry) {
+    if let Some(regular) = dentry.inode().as_regular() {
+        let name = ptr::from_ref(dentry).cast_mut().cast();
+        let none = ptr::null_mut();
+        let _ = regular
+            .mapping()
+            .owner()
+            .compare_exchange(name, none, AcqRel, Relaxed);
+    }
 }
 
 /// Gives `dentry` the next place in a listing. ENOMEM.
@@ -116,6 +147,7 @@ fn remove(state: &mut DirState, dentry: &Dentry) -> KArc<Dentry> {
         "INV-DIR-1"
     );
     state.nr_entries -= 1;
+    forget_name(dentry);
     d_drop(dentry)
 }
 
@@ -176,6 +208,9 @@ pub fn rmdir(at: At<'_>, path: &[u8]) -> Result<(), VfsError> {
 
 /// Marks an empty directory dead (INV-TREE-2). ENOTDIR, ENOTEMPTY.
 fn kill_dir(inode: &Inode) -> Result<(), VfsError> {
+    if matches!(inode.kind, InodeKind::Synth(_)) {
+        return Err(VfsError::EBUSY); // a mount's root
+    }
     let mut state = inode.as_dir()?.state.lock();
     if state.nr_entries != 0 {
         return Err(VfsError::ENOTEMPTY);
@@ -321,6 +356,9 @@ impl<'a> Rename<'a> {
     fn check(old: &'a Parent<'a>, new: &'a Parent<'a>, noreplace: bool) -> Result<Self, VfsError> {
         let source = lookup_in(&old.dir, old.last)?.ok_or(VfsError::ENOENT)?;
         let target = lookup_in(&new.dir, new.last)?;
+        if matches!(source.inode().kind, InodeKind::Synth(_)) {
+            return Err(VfsError::EBUSY); // a mount's root
+        }
         if noreplace && target.is_some() {
             return Err(VfsError::EEXIST);
         }
@@ -378,6 +416,7 @@ impl<'a> Rename<'a> {
         let source = DentryPtr(NonNull::from(&*self.source));
         let old = dirs.new.entries.store(target.cookie(), source);
         debug_assert!(matches!(old, Ok(Some(_))), "replacing needs no memory");
+        forget_name(target);
         d_drop(target)
     }
 

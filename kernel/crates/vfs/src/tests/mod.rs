@@ -7,6 +7,7 @@ mod fds;
 mod names;
 mod pipes;
 mod rules;
+mod synth;
 mod threads;
 
 use crate::*;

@@ -237,7 +237,7 @@ fn lengths_of_paths() {
     assert_eq!(readlink(m.at(), b"l", &mut &mut [][..]), Err(EINVAL));
     assert_eq!(readlink(m.at(), b"x", &mut &mut small[..]), Err(EINVAL));
     let link = m.open(b"l", O::PATH | O::NOFOLLOW).unwrap();
-    assert_eq!(freadlink(&link, &mut &mut small[..]), Ok(3));
+    assert_eq!(freadlink(&m.fs, &link, &mut &mut small[..]), Ok(3));
 }
 
 #[test]
