@@ -1,6 +1,6 @@
 //! The words of the boot line.
 
-use crate::bench::{BenchWord, LockWord, MmOp, PercpuOp, SlabPattern};
+use crate::bench::{BenchWord, LockWord, MmOp, MmapOf, PercpuOp, SlabPattern, WalkWord};
 use kparam::Text;
 
 kparam::choices! {
@@ -164,6 +164,16 @@ kparam::params! {
         mm_op: MmOp = MmOp::Fork,
         /// What is done (bench=percpu).
         percpu_op: PercpuOp = PercpuOp::Zeroed,
+        /// Mappings of the file beside those that are measured (bench=rmap, mmap: 0; execl: 6000).
+        mappings: Option<u64> = None,
+        /// Whose file is mapped (bench=mmap).
+        mmap_of: MmapOf = MmapOf::Shared,
+        /// Write to what is mapped (bench=mmap).
+        mmap_touch: Switch = Switch::Off,
+        /// What walks over the file beside the mappers (bench=mmap, execl).
+        walk: WalkWord = WalkWord::None,
+        /// Cycles from one walk's start to the next one's, at least.
+        period: u64 = 1_000_000,
         /// Subject of the lock laboratory (bench=locks).
         lock: LockWord = LockWord::Spin,
         /// Of a hundred operations on a reader-writer lock, how many read.

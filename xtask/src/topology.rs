@@ -28,6 +28,8 @@ pub enum Name {
     MemoryOnlyNode,
     /// 8 CPUs on one node that the tables name
     OneNode,
+    /// 128 CPUs on one node, 4 GiB
+    BigNode,
     /// 384 CPUs on 12 nodes in 2 packages, 512 MiB each
     Hygon,
 }
@@ -73,6 +75,7 @@ impl Topology {
                 vec![vec![10, 20, 40], vec![20, 10, 30], vec![40, 30, 10]],
             ),
             Name::OneNode => (vec![8], 1024, packages(1, 1)),
+            Name::BigNode => (vec![128], 4096, packages(1, 1)),
             Name::Hygon => (vec![32; 12], 512, packages(12, 2)),
         };
         let word = name.to_possible_value().map(|v| v.get_name().to_string());

@@ -11,6 +11,7 @@
 //! contention is the question, at the end of a window of time whose ramp is left out.
 
 mod leak;
+mod mapped;
 mod report;
 mod run;
 mod tiny;
@@ -19,9 +20,11 @@ mod window;
 pub mod inject;
 
 pub use self::mm::MmOp;
+pub use self::mmap::MmapOf;
 pub use self::percpu::PercpuOp;
 pub use self::slab::SlabPattern;
 pub use locks::LockWord;
+pub use mapped::WalkWord;
 
 use crate::errno::Errno;
 use alloc::string::String;
@@ -95,6 +98,12 @@ benchmarks! {
     slab::Slab = "slab",
     /// Per-CPU memory, and counters.
     percpu::Percpu = "percpu",
+    /// A mapping into a file's set and out, at several sizes of the set.
+    rmap::Rmap = "rmap",
+    /// mmap and munmap of one file or of many.
+    mmap::Mmap = "mmap",
+    /// exec of a program with an interpreter and a library, by all at once.
+    execl::Execl = "execl",
     /// The lock laboratory: one critical section, or one counter, for all.
     locks::Locks = "locks",
 }

@@ -86,7 +86,8 @@ impl Tiny {
     }
 }
 
-fn clone_args(flags: u64) -> CloneArgs<'static> {
+/// What fork passes, plus `flags`.
+pub fn clone_args(flags: u64) -> CloneArgs<'static> {
     CloneArgs {
         flags,
         exit_signal: SIGCHLD,
@@ -109,9 +110,14 @@ pub fn reap_one() -> Result<(), Errno> {
 }
 
 fn exec_tiny() -> Result<(), Errno> {
+    exec(TINY)
+}
+
+/// The running thread becomes the program at `path`, which it does not run before it goes to user mode.
+pub fn exec(path: &[u8]) -> Result<(), Errno> {
     let mut args = ExecArgs::new();
-    args.push_arg(TINY)?;
-    process::kernel_execve(TINY, args)
+    args.push_arg(path)?;
+    process::kernel_execve(path, args)
 }
 
 /// A child that is not to be alone.

@@ -14,7 +14,7 @@ const MADV_DONTNEED: usize = 4;
 const MADV_FREE: usize = 8;
 
 /// The running program's address space.
-fn current_mm() -> &'static Mm {
+pub fn current_mm() -> &'static Mm {
     let mm = current_ref()
         .active_mm
         .load(core::sync::atomic::Ordering::Relaxed) as *const Mm;

@@ -7,7 +7,7 @@ mod file;
 pub use file::mapping_of;
 pub use process::{limits_text, set_affinity};
 pub mod futex;
-mod memory;
+pub mod memory;
 mod pidfd;
 mod process;
 pub mod restart;

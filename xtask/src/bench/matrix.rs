@@ -66,6 +66,8 @@ const MMS: &[&str] = &[
 ];
 /// Per-CPU memory and counters.
 const PERCPU: &[&str] = &["zeroed", "uninit", "add", "tree", "atomic", "sum"];
+/// Other mappings of a file.
+const SIZES: &[&str] = &["0", "100", "1000", "6000", "50000"];
 /// Words that any benchmark takes: the variants of the kernel's subjects.
 pub const COMMON_AXES: &[Axis] = &[
     ("pid", PIDS),
@@ -111,6 +113,12 @@ pub const BENCHMARKS: &[Benchmark] = &[
                 axes: &[("percpu_op", PERCPU)], ops: [640, 0, 2000], window: (20_000_000, 1_000_000) },
     Benchmark { name: "mm",       doc: "address spaces made and ended",
                 axes: &[("mm_op", MM_OPS), ("mm", MMS)], ops: [160, 0, 640], window: (20_000_000, 1_000_000) },
+    Benchmark { name: "rmap",     doc: "a mapping into a file's set and out",
+                axes: &[("mappings", SIZES)], ops: [640, 0, 2000], window: (2_000_000, 100_000) },
+    Benchmark { name: "mmap",     doc: "mmap and munmap of a page of a file",
+                axes: &[("mmap_of", &["shared", "own"]), ("mappings", SIZES)], ops: [320, 0, 2000], window: (4_000_000, 200_000) },
+    Benchmark { name: "execl",    doc: "exec with an interpreter and a library, by all",
+                axes: &[("walk", &["none", "truncate"])], ops: [50, 0, 200], window: (4_000_000, 200_000) },
     Benchmark { name: "locks",    doc: "one critical section or counter for all",
                 axes: &[("lock", LOCKS)], ops: [200, 0, 500], window: (1_000_000, 12_000) },
 ];
@@ -134,7 +142,7 @@ pub struct Sweep {
 }
 
 use Kind::{Icount, Numasim, Tcg};
-use Name::{Default as Small, Hygon, Laptop};
+use Name::{BigNode, Default as Small, Hygon, Laptop};
 
 /// A sweep's cost when it only boots and runs a moment.
 const BOOT: (f64, f64) = (1.0, 15.0);
@@ -176,6 +184,12 @@ pub const FULL: &[Sweep] = &[
     Sweep { benchmark: "slab",     axes: &[("slab_pattern", PATTERNS)], cpus: PAIRS, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
     Sweep { benchmark: "percpu",   axes: &[("percpu_op", PERCPU)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
     Sweep { benchmark: "mm",       axes: &[("mm_op", &["exec"]), ("mm", MMS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 1500.0) },
+    Sweep { benchmark: "rmap",     axes: &[("i_mmap", I_MMAPS), ("mappings", SIZES)], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "rmap",     axes: &[("i_mmap", I_MMAPS), ("mappings", &["6000"])], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 500.0) },
+    Sweep { benchmark: "mmap",     axes: &[("i_mmap", I_MMAPS), ("mappings", &["6000"])], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 500.0) },
+    Sweep { benchmark: "execl",    axes: &[("i_mmap", I_MMAPS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 2000.0) },
+    Sweep { benchmark: "execl",    axes: &[("i_mmap", I_MMAPS)], cpus: &[1, 8, 32, 64, 128], on: BigNode, mode: Numasim, detail: false, cost: (10.0, 2000.0) },
+    Sweep { benchmark: "execl",    axes: &[("i_mmap", I_MMAPS), ("walk", &["truncate"])], cpus: &[64], on: Hygon, mode: Numasim, detail: false, cost: (10.0, 2000.0) },
     Sweep { benchmark: "fork",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
     Sweep { benchmark: "exec",     axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 1500.0) },
     Sweep { benchmark: "forkexec", axes: &[], cpus: SCALE, on: Hygon, mode: Numasim, detail: true, cost: (10.0, 2500.0) },
@@ -200,6 +214,7 @@ pub const BASELINE: &[Sweep] = &[
     Sweep { benchmark: "pid",      axes: &[("pid", PIDS)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "slab",     axes: &[("slab_pattern", PATTERNS)], cpus: &[8], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "percpu",   axes: &[("percpu_op", PERCPU)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
+    Sweep { benchmark: "mmap",     axes: &[("i_mmap", I_MMAPS), ("mappings", &["0", "6000"])], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "locks",    axes: &[("lock", LOCKS)], cpus: &[1], on: Small, mode: Icount, detail: false, cost: BOOT },
 ];
 

@@ -1,0 +1,182 @@
+//! What the benchmarks of file mappings share: mapping a file, processes that hold mappings, and walks at a stated rate.
+//!
+//! A [`Walker`] belongs to the first worker. It interrupts that worker's operations once per `period=` cycles, and
+//! times what `walk=` names over all mappings of the file; so it shows both how long a walk waits for mutators, and,
+//! in the figures of the others, how long they wait for it.
+
+use crate::errno::Errno;
+use crate::params;
+use crate::process;
+use crate::syscall::memory::current_mm;
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, Ordering};
+use kbench::Histogram;
+use kbench::record::{Record, Setting};
+use ksync::arch::get_cycles;
+use ksync::{PAGE_SIZE, WaitQueue};
+use mm::{MapArgs, MapFlags, Prot};
+use rmap::{AddressSpace, Filler};
+use slab::KArc;
+
+use super::tiny;
+
+kparam::choices! {
+    /// What walks over a benchmark's file beside the mappers.
+    pub enum WalkWord {
+        /// Nothing.
+        None = "none",
+        /// The file is cut by its last page, and grows again.
+        Truncate = "truncate",
+    }
+}
+
+/// A file of zeroes without a name.
+pub fn new_file(pages: u64) -> KArc<AddressSpace> {
+    let bytes = pages * PAGE_SIZE as u64;
+    AddressSpace::new(Filler::Zero, bytes, b"bench").expect("memory for a file")
+}
+
+/// Maps `nr` pages of `file` from `pgoff` on: anywhere, or at `at`. Returns where.
+pub fn map(
+    file: &KArc<AddressSpace>,
+    pgoff: u64,
+    nr: usize,
+    prot: Prot,
+    at: usize,
+) -> Result<usize, Errno> {
+    let fixed = if at == 0 {
+        MapFlags::empty()
+    } else {
+        MapFlags::FIXED
+    };
+    Ok(current_mm().mmap(&MapArgs {
+        addr: at,
+        len: nr * PAGE_SIZE,
+        prot,
+        flags: MapFlags::PRIVATE | fixed,
+        file: Some((file.clone(), pgoff)),
+        max_prot: Prot::all(),
+    })?)
+}
+
+/// Makes the running worker's share of `all` mappings, each of one page of `file`, whose pages are all used alike.
+pub fn map_share(file: &KArc<AddressSpace>, pages: u64, all: u64, index: usize, workers: usize) {
+    let mine = (all + (workers - 1 - index) as u64) / workers as u64;
+    for i in 0..mine {
+        map(file, i % pages, 1, Prot::READ, 0).expect("memory for other mappings");
+    }
+}
+
+/// A child of the running worker that does nothing but keep a copy of the mappings that it found.
+pub struct Holder(Box<Hold>);
+
+struct Hold {
+    released: AtomicBool,
+    queue: WaitQueue,
+}
+
+impl Holder {
+    /// Forks it.
+    pub fn new() -> Result<Holder, Errno> {
+        let hold = Box::new(Hold {
+            released: AtomicBool::new(false),
+            queue: WaitQueue::new(),
+        });
+        let address = core::ptr::from_ref(&*hold) as usize;
+        process::clone_into_kernel(&tiny::clone_args(0), hold_on, address)?;
+        Ok(Holder(hold))
+    }
+
+    /// Ends it.
+    pub fn release(self) -> Result<(), Errno> {
+        self.0.released.store(true, Ordering::Release);
+        self.0.queue.wake_all();
+        tiny::reap_one()
+    }
+}
+
+extern "C" fn hold_on(address: usize) {
+    // SAFETY: the parent keeps it until it has reaped us.
+    let hold = unsafe { &*(address as *const Hold) };
+    hold.queue
+        .wait_until(|| hold.released.load(Ordering::Acquire));
+    process::do_group_exit(0)
+}
+
+/// Walks of one file, and how long they took.
+pub struct Walks(spin::Mutex<Histogram>);
+
+impl Walks {
+    /// None yet.
+    pub fn new() -> Walks {
+        Walks(spin::Mutex::new(
+            Histogram::try_new().expect("memory for a histogram"),
+        ))
+    }
+
+    /// Takes over what a worker's walker found.
+    pub fn add(&self, walker: Option<Walker>) {
+        if let Some(walker) = walker {
+            self.0.lock().merge(&walker.took);
+        }
+    }
+
+    /// Adds the walks to the record.
+    pub fn describe(&self, record: &mut Record) {
+        let word = params::get().walk;
+        record.params.push(Setting::new("walk", word.name()));
+        if word == WalkWord::None {
+            return;
+        }
+        let took = self.0.lock();
+        let mut push = |name: &str, value: u64| record.params.push(Setting::new(name, value));
+        push("period", params::get().period);
+        push("walks", took.count());
+        push("walk_p50", took.p50());
+        push("walk_p99", took.p99());
+        push("walk_max", took.max());
+    }
+}
+
+/// The first worker's second task.
+pub struct Walker {
+    next: u64,
+    took: Histogram,
+}
+
+impl Walker {
+    /// One for the first worker, if the boot line wants walks.
+    pub fn new(index: usize) -> Option<Walker> {
+        let wanted = index == 0 && params::get().walk != WalkWord::None;
+        wanted.then(|| Walker {
+            next: 0,
+            took: Histogram::try_new().expect("memory for a histogram"),
+        })
+    }
+
+    /// Walks over the mappings of `file`, of that many pages, if it is time.
+    #[inline]
+    pub fn tick(walker: &mut Option<Walker>, file: &KArc<AddressSpace>, pages: u64) {
+        if let Some(walker) = walker
+            && get_cycles() >= walker.next
+        {
+            walker.walk(file, pages);
+        }
+    }
+
+    fn walk(&mut self, file: &AddressSpace, pages: u64) {
+        let start = get_cycles();
+        match params::get().walk {
+            WalkWord::None => {}
+            WalkWord::Truncate => {
+                let end = pages * PAGE_SIZE as u64;
+                file.truncate(end - PAGE_SIZE as u64);
+                mm::unmap_mapping_range(file, pages - 1, u64::MAX, true);
+                file.extend(end);
+            }
+        }
+        let end = get_cycles();
+        self.took.record(end - start);
+        self.next = start + params::get().period;
+    }
+}
