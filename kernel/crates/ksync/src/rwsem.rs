@@ -22,12 +22,14 @@
 //!
 //! A writer that finds the lock held spins for a while before it sleeps, and may take a lock that was just released
 //! although others sleep: waking one of those takes longer than most holds, and a lock that is only handed to sleepers
-//! is idle meanwhile. After [`STEALS`] such thefts FAIR forbids them until a sleeper got its turn.
+//! is idle meanwhile. After [`STEALS`] such thefts FAIR forbids them until a sleeper got its turn. Those that spin queue,
+//! and only the first of them looks at the word: a release that many CPUs watch costs a transfer to each. Who spun in
+//! vain says so to the next, which then looks once, so that a queue behind a holder that sleeps is gone soon.
 //!
 //! A waiter sleeps until `granted`, then passes the spinlock once, so that the thread that granted has left.
 //!
 //! # Lock order
-//! The spinlock of the waiters is a leaf (IRQs stay on; under it only `arch::unpark`).
+//! The spinlocks of the waiters and of the spinners are leaves (IRQs stay on; under the former only `arch::unpark`).
 //!
 //! # Invariants
 //! - INV-RWSEM-1: WRITER excludes readers: WRITER is set only in a word with neither WRITER nor readers; a reader is
@@ -57,6 +59,7 @@ const SPINS: usize = if cfg!(loom) { 1 } else { 2000 };
 const STEALS: usize = if cfg!(loom) { 1 } else { 64 };
 
 static WAIT_CLASS: LockClass = LockClass::new("rwsem_waiters");
+static SPIN_CLASS: LockClass = LockClass::new("rwsem_spinners");
 
 /// A sleeping thread. On its stack; `next` is guarded by the list's spinlock.
 struct Waiter {
@@ -114,13 +117,19 @@ impl Waiters {
 pub(crate) struct RawRwSem {
     word: AtomicUsize,
     waiters: SpinLock<Waiters>,
+    /// Writers that spin: the first of them was in vain.
+    spinners: SpinLock<bool>,
 }
 
 impl RawRwSem {
     const_unless_loom! {
         pub(crate) fn new() -> Self {
             let waiters = Waiters { first: ptr::null(), last: ptr::null(), in_vain: 0 };
-            RawRwSem { word: AtomicUsize::new(0), waiters: SpinLock::new(waiters, &WAIT_CLASS) }
+            RawRwSem {
+                word: AtomicUsize::new(0),
+                waiters: SpinLock::new(waiters, &WAIT_CLASS),
+                spinners: SpinLock::new(false, &SPIN_CLASS),
+            }
         }
     }
 
@@ -145,8 +154,28 @@ impl RawRwSem {
         if arch::nr_cpu_ids() == 1 {
             return false;
         }
-        for looks in 0..SPINS {
-            if looks != 0 {
+        // A queue of CPUs that the host may have taken off is worse than none. It decides who spins, not who gets in,
+        // so that loom's few steps are spent better.
+        if cfg!(loom) || crate::static_branch!(crate::VIRT_SPIN) {
+            return self.spin_first(SPINS);
+        }
+        let (mut in_vain, looks) = match self.spinners.try_lock() {
+            Some(first) => (first, SPINS),
+            None => {
+                let next = self.spinners.lock();
+                let looks = if *next { 1 } else { SPINS };
+                (next, looks)
+            }
+        };
+        let taken = self.spin_first(looks);
+        *in_vain = !taken;
+        taken
+    }
+
+    /// The first of those that spin looks at most so many times.
+    fn spin_first(&self, looks: usize) -> bool {
+        for look in 0..looks {
+            if look != 0 {
                 arch::cpu_relax();
             }
             let word = self.word.load(Relaxed);
