@@ -34,7 +34,7 @@ fn backtrace(rip: u64, mut rbp: u64) {
         }
         // SAFETY: both words are mapped kernel memory.
         let [next, ret] = unsafe { *(frame as *const [u64; 2]) };
-        if ret < 0xffff_ffff_8000_0000 {
+        if ret < crate::arch::paging::IMAGE_BASE as u64 {
             return;
         }
         println!("  bt: {:#018x}", ret - 1);

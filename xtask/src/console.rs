@@ -8,6 +8,7 @@ use addr2line::Loader;
 use std::{
     fs::{self, File},
     io::{self, Write},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -32,7 +33,7 @@ impl Symbols {
     }
 
     /// The functions at an address, innermost first, each as `name at file:line`.
-    fn frames(&mut self, address: u64) -> Vec<String> {
+    pub fn frames(&mut self, address: u64) -> Vec<String> {
         let loader = self
             .loader
             .get_or_insert_with(|| Loader::new(&self.file).ok());
@@ -52,12 +53,6 @@ impl Symbols {
         }
         found
     }
-    /// The functions at an address, innermost first, by name alone.
-    pub fn functions(&mut self, address: u64) -> Vec<String> {
-        let frames = self.frames(address).into_iter();
-        let name = |f: String| f.split(" at ").next().unwrap_or_default().to_string();
-        frames.map(name).collect()
-    }
 
     /// The object of the image at an address.
     pub fn object(&mut self, address: u64) -> Option<String> {
@@ -68,6 +63,15 @@ impl Symbols {
         let after = objects.partition_point(|(start, ..)| *start <= address);
         let (start, size, name) = objects.get(after.checked_sub(1)?)?;
         (address < start + size).then(|| name.clone())
+    }
+
+    /// The objects of the image that reach into a range, by address.
+    pub fn objects_in(&mut self, range: Range<u64>) -> Vec<String> {
+        let objects = self
+            .objects
+            .get_or_insert_with(|| objects(&self.file).unwrap_or_default());
+        let inside = |o: &&Object| o.0 < range.end && o.0 + o.1 > range.start;
+        objects.iter().filter(inside).map(|o| o.2.clone()).collect()
     }
 }
 
@@ -87,7 +91,7 @@ fn objects(file: &Path) -> Option<Vec<Object>> {
             let name = names.get(s.st_name as usize).ok()?;
             let name = addr2line::demangle_auto(name.into(), None);
             // What a macro expands to comes last and says nothing.
-            let name = crate::bench::c2c::without_hash(&name).to_string();
+            let name = crate::c2c::without_hash(&name).to_string();
             Some((s.st_value, s.st_size, name))
         })
         .collect();

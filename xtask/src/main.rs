@@ -16,6 +16,7 @@ mod ask;
 mod bench;
 mod boot;
 mod build;
+mod c2c;
 mod check;
 mod console;
 mod doctor;

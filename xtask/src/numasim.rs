@@ -104,6 +104,13 @@ impl Loss {
     pub fn cycles(&self) -> u64 {
         self.fetching + self.spinning
     }
+
+    /// Adds another's.
+    pub fn add(&mut self, other: &Loss) {
+        self.misses += other.misses;
+        self.fetching += other.fetching;
+        self.spinning += other.spinning;
+    }
 }
 
 /// A place in the code and what it lost to a line.
@@ -127,6 +134,8 @@ pub struct Line {
     pub readers: u64,
     /// CPUs that wrote it.
     pub writers: u64,
+    /// Nodes of all these.
+    pub nodes: u64,
     /// Two CPUs touched it, and one wrote.
     pub conflict: bool,
     /// What was lost to it.
@@ -134,6 +143,9 @@ pub struct Line {
     pub loss: Loss,
     /// By which code, most first.
     pub code: Vec<Code>,
+    /// What lies there, if the guest said.
+    #[serde(skip)]
+    pub name: Option<String>,
 }
 
 /// A measured window.
@@ -159,6 +171,12 @@ pub struct Window {
     /// All conflicting lines and the dearest of the others.
     #[serde(skip)]
     pub lines: Vec<Line>,
+}
+
+#[derive(Deserialize)]
+struct Name {
+    name: String,
+    line: u64,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -200,6 +218,11 @@ impl Simulation {
                 windows.push(serde_json::from_str(line).with_context(bad)?);
             } else if line.starts_with("{\"end\"") {
                 end = Some(serde_json::from_str(line).with_context(bad)?);
+            } else if line.starts_with("{\"name\"") {
+                let Name { name, line } = serde_json::from_str(line).with_context(bad)?;
+                let mut lines = windows.iter_mut().rev().flat_map(|w| &mut w.lines);
+                let named = lines.find(|l| l.line == line).with_context(bad)?;
+                named.name = Some(name);
             } else {
                 let line = serde_json::from_str(line).with_context(bad)?;
                 windows.last_mut().with_context(bad)?.lines.push(line);
@@ -248,8 +271,9 @@ mod tests {
 
     const WINDOW: &str = "{\"window\":0,\"cpus\":2,\"cycles\":500,\"breaks\":0,\"lines\":1,\"conflicts\":1,\"misses\":2,\
         \"fetching\":310,\"spinning\":5}\n\
-        {\"line\":128,\"address\":64,\"readers\":1,\"writers\":2,\"conflict\":true,\"misses\":2,\"fetching\":310,\
-        \"spinning\":5,\"code\":[{\"at\":16,\"misses\":2,\"fetching\":310,\"spinning\":5}]}\n";
+        {\"line\":128,\"address\":64,\"readers\":1,\"writers\":2,\"nodes\":1,\"conflict\":true,\"misses\":2,\"fetching\":310,\
+        \"spinning\":5,\"code\":[{\"at\":16,\"misses\":2,\"fetching\":310,\"spinning\":5}]}\n\
+        {\"name\":\"task +0x40\",\"line\":128}\n";
     const END: &str = "{\"end\":true,\"windows\":1,\"cycles\":9,\"switches\":7,\"breaks\":0,\"intruders\":0,\"quiet\":true}\n";
 
     #[test]
@@ -261,6 +285,7 @@ mod tests {
             (window.loss.cycles(), window.lines[0].code[0].at),
             (315, 16)
         );
+        assert_eq!(window.lines[0].name.as_deref(), Some("task +0x40"));
         assert!(sim.describe().contains("7 switches"));
     }
 

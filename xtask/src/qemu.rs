@@ -2,8 +2,11 @@
 
 use crate::{
     apt::Installer,
+    bench::results::Contended,
     boot::{Mode, Spec, System},
     build::Artifacts,
+    c2c,
+    console::Symbols,
     emulator,
     numasim::{Plugin, Simulation},
     paths,
@@ -74,6 +77,9 @@ pub struct Options {
     /// With --numasim: print which lines of memory cost most, and which code waited for them.
     #[arg(long, requires = "numasim")]
     c2c: bool,
+    /// With --numasim: print every line of memory that two CPUs touched in a window and one of them wrote.
+    #[arg(long, requires = "numasim")]
+    conflicts: bool,
     /// With --numasim: keep what the simulator wrote (JSON lines) in this file.
     #[arg(long, value_name = "FILE", requires = "numasim")]
     simulation: Option<PathBuf>,
@@ -178,6 +184,22 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         let simulation = Simulation::read(&written)?;
         println!("{}", simulation.describe());
         simulation.check()?;
+        let mut symbols = Symbols::of(&system.artifacts.kernel);
+        if options.c2c {
+            c2c::print(&simulation, &mut symbols);
+        }
+        if options.conflicts {
+            for line in c2c::conflicts(&simulation, &mut symbols) {
+                let Contended {
+                    what,
+                    code,
+                    readers,
+                    writers,
+                    ..
+                } = line;
+                println!("conflict: {what} | read by {readers}, written by {writers} | {code}");
+            }
+        }
     }
     ensure!(clean, "a benchmark record tells of errors or leaks");
     Ok(())

@@ -211,8 +211,10 @@ extern "C" fn worker<B: Benchmark>(argument: usize) {
         }
     }
     match run.until {
-        Until::Ops(ops) => count_ops(run, &mut worker, &mut outcome, ops),
-        Until::Window { ramp, cycles } => fill_window(run, &mut worker, &mut outcome, ramp, cycles),
+        Until::Ops(ops) => count_ops(run, (index, &mut worker), &mut outcome, ops),
+        Until::Window { ramp, cycles } => {
+            fill_window(run, (index, &mut worker), &mut outcome, ramp, cycles)
+        }
     }
     run.benchmark.finish(worker);
     drop(outcome);
@@ -220,7 +222,12 @@ extern "C" fn worker<B: Benchmark>(argument: usize) {
 }
 
 /// Times `ops` operations.
-fn count_ops<B: Benchmark>(run: &Run<B>, worker: &mut B::Worker, outcome: &mut Outcome, ops: u64) {
+fn count_ops<B: Benchmark>(
+    run: &Run<B>,
+    (index, worker): (usize, &mut B::Worker),
+    outcome: &mut Outcome,
+    ops: u64,
+) {
     let batch = run.benchmark.batch();
     window::begin(run.results.len());
     let overhead = Overhead::of(get_cycles);
@@ -238,13 +245,13 @@ fn count_ops<B: Benchmark>(run: &Run<B>, worker: &mut B::Worker, outcome: &mut O
         outcome.ops += batch;
     }
     outcome.last_cycle = get_cycles();
-    window::end(run.results.len());
+    window::end(run.results.len(), index);
 }
 
 /// Operates from the common start on; operations that end after the ramp and before the end count.
 fn fill_window<B: Benchmark>(
     run: &Run<B>,
-    worker: &mut B::Worker,
+    (index, worker): (usize, &mut B::Worker),
     outcome: &mut Outcome,
     ramp: u64,
     cycles: u64,
@@ -270,7 +277,7 @@ fn fill_window<B: Benchmark>(
         }
         last = now;
     }
-    window::end(run.results.len());
+    window::end(run.results.len(), index);
 }
 
 /// Binds the running thread to one CPU, counted so that neighbours in number are on different nodes.

@@ -25,7 +25,11 @@ pub fn begin(workers: usize) {
     meet(workers, Phase::Window);
 }
 
-/// This worker's last operation is over.
-pub fn end(workers: usize) {
+/// This worker's last operation is over. The first one tells the simulator what it wants to know, while the others wait.
+pub fn end(workers: usize, worker: usize) {
+    meet(workers, Phase::Setup);
+    if worker == 0 && crate::numasim::is_on() {
+        crate::numasim::answer();
+    }
     meet(workers, Phase::Setup);
 }

@@ -1,10 +1,14 @@
 //! What is written down, as JSON lines: each window's account, then a line that says whether to believe it.
 
-use crate::attribution::{Attribution, Loss};
+use crate::attribution::{Attribution, LineLoss, Loss};
+use crate::coherence::LINE_SHIFT;
+use std::collections::VecDeque;
 use std::fmt::Write;
 
 /// Lines of memory that an account names; the rest is summed.
 const LINES: usize = 400;
+/// Lines that the guest is asked about.
+const QUESTIONS: usize = 4000;
 /// Places in the code named for each line.
 const CODES: usize = 6;
 
@@ -20,6 +24,8 @@ pub struct Window<'a> {
     pub breaks: u64,
     /// Who lost what.
     pub attribution: &'a Attribution,
+    /// The node of each CPU.
+    pub node_of_cpu: &'a [u8],
 }
 
 impl Window<'_> {
@@ -40,19 +46,15 @@ impl Window<'_> {
             loss(&total)
         );
         let code = self.attribution.code_by_line();
-        let mut named = 0;
-        for (line, entry) in lines {
-            named += 1;
-            if named > LINES && !entry.is_conflict() {
-                continue;
-            }
+        for (line, entry) in self.chosen() {
             let _ = write!(
                 out,
-                "{{\"line\":{},\"address\":{},\"readers\":{},\"writers\":{},\"conflict\":{},{},\"code\":[",
-                line << 6,
+                "{{\"line\":{},\"address\":{},\"readers\":{},\"writers\":{},\"nodes\":{},\"conflict\":{},{},\"code\":[",
+                line << LINE_SHIFT,
                 entry.address,
                 entry.readers.len(),
                 entry.writers.len(),
+                self.nodes(entry),
                 entry.is_conflict(),
                 loss(&entry.loss)
             );
@@ -64,6 +66,32 @@ impl Window<'_> {
             out.push_str("]}\n");
         }
     }
+
+    /// The lines that the account names, in its order.
+    fn chosen(&self) -> impl Iterator<Item = (u64, &LineLoss)> {
+        let lines = self.attribution.lines().into_iter().enumerate();
+        lines
+            .filter(|(place, (_, entry))| *place < LINES || entry.is_conflict())
+            .map(|(_, line)| line)
+    }
+
+    /// Nodes whose CPUs touched the line.
+    fn nodes(&self, entry: &LineLoss) -> u32 {
+        let node = |cpu: usize| self.node_of_cpu.get(cpu).map_or(0, |n| 1u64 << n);
+        let all = entry.readers.iter().chain(entry.writers.iter());
+        all.fold(0, |nodes, cpu| nodes | node(cpu)).count_ones()
+    }
+
+    /// What the guest is asked names for: physical address and a virtual one, the dearest lines and those in conflict.
+    pub fn questions(&self) -> VecDeque<(u64, u64)> {
+        let physical = |(line, entry): (u64, &LineLoss)| (line << LINE_SHIFT, entry.address);
+        self.chosen().take(QUESTIONS).map(physical).collect()
+    }
+}
+
+/// A name that the guest gave.
+pub fn write_name(out: &mut String, line: u64, name: &str) {
+    let _ = writeln!(out, "{{\"name\":\"{name}\",\"line\":{line}}}");
 }
 
 fn loss(l: &Loss) -> String {
@@ -122,16 +150,19 @@ mod tests {
         a.touch(2, 1, true, 0x80);
         a.miss(2, 0x20, 200);
         let mut text = String::new();
-        Window {
+        let window = Window {
             number: 3,
             cpus: 2,
             cycles: 500,
             breaks: 0,
             attribution: &a,
-        }
-        .write(&mut text);
+            node_of_cpu: &[0, 1],
+        };
+        window.write(&mut text);
+        assert_eq!(window.questions(), [(128, 0x80), (64, 0x40)]);
+        write_name(&mut text, 64, "task +0x40");
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 3);
+        assert_eq!(lines.len(), 4);
         assert!(
             lines[0].contains("\"conflicts\":1,\"misses\":2,\"fetching\":310,\"spinning\":0"),
             "{text}"
@@ -140,7 +171,8 @@ mod tests {
             lines[1].starts_with("{\"line\":128,\"address\":128,")
                 && lines[1].contains("\"at\":32")
         );
-        assert!(lines[2].contains("\"readers\":1,\"writers\":1,\"conflict\":true"));
+        assert!(lines[2].contains("\"readers\":1,\"writers\":1,\"nodes\":2,\"conflict\":true"));
+        assert_eq!(lines[3], "{\"name\":\"task +0x40\",\"line\":64}");
         let mut end = String::new();
         End {
             windows: 1,

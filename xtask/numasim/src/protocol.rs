@@ -11,6 +11,7 @@
 //! | 4 | end: everybody runs as the host likes |
 //! | 5 | meet: wait until as many CPUs as the slot's argument says are here; its phase says what begins then |
 //! | 6 | an interrupt handler begins |
+//! | 7 | the slot's question is answered by the text behind the slots; the next one, please |
 //!
 //! Who is interrupted while it waits at 5 comes out early, its argument still there, and asks again.
 
@@ -28,7 +29,28 @@ pub struct Slot {
     pub argument: u64,
     /// This CPU's APIC id plus one; 0: no CPU. Written by the guest before marker 1.
     pub apic_plus_1: u64,
-    unused: [u64; 4],
+    /// For marker 7: a line of memory that the plugin wants a name for, by its physical address; 0: no more. Written by
+    /// the plugin, as is the next.
+    pub line: u64,
+    /// A virtual address through which it was touched.
+    pub address: u64,
+    /// For marker 7: length of the name at [`names`]. Written by the guest.
+    pub name_len: u64,
+    unused: u64,
+}
+
+/// Bytes of a name.
+pub const NAME_LEN: usize = 128;
+
+/// Where the guest writes names: behind the last slot.
+pub fn names(slots: *mut Slot) -> *const u8 {
+    slots.wrapping_add(MAX_SLOTS).cast()
+}
+
+/// The name in `bytes`, as far as it can stand between quotation marks.
+pub fn name(bytes: &[u8]) -> String {
+    let plain = |b: &&u8| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\');
+    bytes.iter().filter(plain).map(|b| char::from(*b)).collect()
 }
 
 /// What begins when CPUs have met.
@@ -196,6 +218,8 @@ mod tests {
     #[test]
     fn slots_are_lines() {
         assert_eq!(size_of::<Slot>(), 64);
+        assert_eq!(names(std::ptr::null_mut()).addr(), 64 * MAX_SLOTS);
+        assert_eq!(name(b"task \"+0x40\\\n"), "task +0x40");
         assert_eq!(Phase::of(7 | 1 << 32), Some(Phase::Window));
         assert_eq!(Phase::of(9 << 32), None);
     }

@@ -3,7 +3,6 @@
 //! [`matrix`] says what to boot, [`runner`] boots it, [`results`] is the file, [`compare`] finds what became worse,
 //! [`sensitivity`] asks which conclusions hold when the model or the code's layout is changed a little.
 
-pub mod c2c;
 pub mod compare;
 mod matrix;
 pub mod results;

@@ -54,7 +54,7 @@ pub struct Row {
 }
 
 /// What CPUs lost to one line of memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Contended {
     /// What is there: a symbol, a type of object, or an address.
     pub what: String,
@@ -62,6 +62,9 @@ pub struct Contended {
     pub readers: u64,
     /// CPUs that wrote it.
     pub writers: u64,
+    /// Nodes of all these; 0 in files from before they were counted.
+    #[serde(default)]
+    pub nodes: u64,
     /// Times it had to be fetched.
     pub misses: u64,
     /// Cycles lost to it.

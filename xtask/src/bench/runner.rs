@@ -1,7 +1,6 @@
 //! Boots cells: several at a time, each result kept as soon as it is there.
 
 use super::{
-    c2c,
     matrix::{Cell, Kind},
     results::{self, Contended, Origin, Row},
 };
@@ -9,6 +8,7 @@ use crate::{
     apt::Installer,
     boot::{Mode, Outcome, Spec, System},
     build::Artifacts,
+    c2c,
     console::Symbols,
     emulator,
     numasim::{Plugin, Simulation},

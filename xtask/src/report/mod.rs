@@ -607,6 +607,7 @@ mod tests {
             what: "pidmap<lock>".into(),
             readers: 1,
             writers: 64,
+            nodes: 4,
             misses: 5,
             cycles: 61,
             code: "alloc_pid".into(),

@@ -23,6 +23,8 @@ use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags, Efer, EferFl
 pub const STACKS_BASE: usize = 0xffff_c900_0000_0000;
 pub const VMEMMAP_BASE: usize = 0xffff_ea00_0000_0000;
 pub const PERCPU_BASE: usize = 0xffff_e000_0000_0000;
+/// The kernel's image, up to the top.
+pub const IMAGE_BASE: usize = 0xffff_ffff_8000_0000;
 const PML4_SHIFT: u32 = 39;
 
 const PRESENT: u64 = 1;

@@ -3,7 +3,7 @@
 use super::turns::hand_over;
 use super::{QUIET, QUIET_PATIENCE, SETUP_SLACK, Shared, TRAP, World, mode, world};
 use crate::ffi::{futex_wake, qemu_plugin_scoreboard_find};
-use crate::output::Window;
+use crate::output::{self, Window};
 use crate::protocol::{self, Phase, Slot};
 use crate::token::Token;
 use std::ffi::c_void;
@@ -192,10 +192,12 @@ pub(super) fn begin_phase(w: &World, shared: &mut Shared, phase: Phase, cpus: us
             cycles: time - shared.window.0,
             breaks,
             attribution: &model.attribution,
+            node_of_cpu: &model.config().node_of_cpu,
         };
         let mut text = String::new();
         window.write(&mut text);
         let _ = shared.out.write_all(text.as_bytes());
+        shared.questions = window.questions();
         shared.end.windows += 1;
     }
     model.measure(phase == Phase::Window);
@@ -208,4 +210,31 @@ pub(super) fn begin_phase(w: &World, shared: &mut Shared, phase: Phase, cpus: us
         token.slack = slack;
     }
     w.mode.store(now, Release);
+}
+
+/// Takes the guest's answer, and asks the next question.
+pub(super) extern "C" fn name(cpu: u32, slots: *mut c_void) {
+    let w = world();
+    if w.mode.load(Acquire) == mode::OFF || !w.own(cpu).running.get() {
+        return;
+    }
+    let slots: *mut Slot = slots.cast();
+    let Some(slot) = slot(w, slots, cpu) else {
+        return;
+    };
+    let mut shared = w.lock();
+    let len = (slot.name_len as usize).min(protocol::NAME_LEN);
+    if slot.line != 0 && len > 0 {
+        // SAFETY: behind the guest's slots, in the same piece of memory; this CPU alone writes there now.
+        let bytes = unsafe { std::slice::from_raw_parts(protocol::names(slots), len) };
+        let mut text = String::new();
+        output::write_name(&mut text, slot.line, &protocol::name(bytes));
+        let _ = shared.out.write_all(text.as_bytes());
+    }
+    let (line, address) = shared.questions.pop_front().unwrap_or_default();
+    // SAFETY: live references; volatile since the guest reads them behind the compiler's back.
+    unsafe {
+        (&raw mut slot.line).write_volatile(line);
+        (&raw mut slot.address).write_volatile(address);
+    }
 }

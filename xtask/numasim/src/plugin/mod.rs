@@ -31,6 +31,7 @@ use crate::protocol::{self, Instruction, Slot};
 use crate::spin::Detector;
 use crate::token::Token;
 use std::cell::{Cell, UnsafeCell};
+use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fs::File;
 use std::ptr::null_mut;
@@ -103,6 +104,8 @@ struct Shared {
     token: Option<Token>,
     end: End,
     out: File,
+    /// Lines of the last window that the guest has not been asked about.
+    questions: VecDeque<(u64, u64)>,
     /// The open window's begin and breaks before it.
     window: (u64, u64),
 }
@@ -265,6 +268,7 @@ extern "C" fn translate(_: Id, block: *mut c_void) {
                         4 => Some(markers::end),
                         5 => Some(markers::meet),
                         6 => Some(interrupts::interrupted),
+                        7 => Some(markers::name),
                         _ => None,
                     };
                     if let Some(callback) = callback {
@@ -401,6 +405,7 @@ fn install(info: &Info, arguments: &[&str]) -> Result<(), String> {
             token: None,
             end: End::default(),
             out,
+            questions: VecDeque::new(),
             window: (0, 0),
         }),
         arrival: Condvar::new(),

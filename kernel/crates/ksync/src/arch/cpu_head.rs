@@ -83,6 +83,18 @@ impl CpuHead {
         }
     }
 
+    /// The name of what lies `offset` bytes into a head; `None` beyond it. For reports.
+    pub fn part(offset: usize) -> Option<&'static str> {
+        let parts = [
+            (offset_of!(CpuHead, slots), "CPU head"),
+            (offset_of!(CpuHead, queued_nodes), "CPU head's slots"),
+            (offset_of!(CpuHead, mcs_nodes), "queue node of a spin lock"),
+            (offset_of!(CpuHead, rcu), "queue node of an MCS lock"),
+            (size_of::<CpuHead>(), "RCU state"),
+        ];
+        parts.iter().find(|(end, _)| offset < *end).map(|p| p.1)
+    }
+
     crate::sync::const_unless_loom! {
         /// An all-zero head: what the boot CPU runs on before its window is mapped.
         pub fn new() -> Self {

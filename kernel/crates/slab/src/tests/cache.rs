@@ -383,3 +383,28 @@ fn an_allocation_that_fails_takes_from_the_caches() {
     drop(hog);
     destroy(cache).unwrap();
 }
+
+#[test]
+fn addresses_have_names() {
+    let _machine = machine();
+    let cache = test_cache("named", 200, 8, CacheFlags::empty());
+    on(0, || {
+        let objects: Vec<_> = (0..3).map(|_| take(cache).unwrap()).collect();
+        for object in &objects {
+            let at = object.as_ptr().wrapping_add(70);
+            let place = Place {
+                cache: "named",
+                offset: 70,
+            };
+            assert_eq!(place_of(at), Some(place));
+        }
+        let offset = cache.own_offset.load(core::sync::atomic::Ordering::Relaxed);
+        assert_eq!(owner_of_percpu(offset + 8), Some("named"));
+        assert_eq!(owner_of_percpu(percpu::ZERO_AREA), None);
+        let page = page_alloc::alloc_page(Gfp::empty()).unwrap();
+        assert_eq!(place_of(page.virt()), None);
+        page.put();
+        objects.into_iter().for_each(|o| give_back(cache, o));
+    });
+    destroy(cache).unwrap();
+}
