@@ -60,6 +60,14 @@ kparam::choices! {
 }
 
 kparam::choices! {
+    /// Faults of benchmarks, to see that whoever compares results finds them.
+    pub enum PlantWord {
+        /// A fork that takes about 5 % more instructions.
+        SlowFork = "slow-fork",
+    }
+}
+
+kparam::choices! {
     /// How pids are kept.
     pub enum PidWord {
         /// One radix tree per namespace, one lock for all, taken once per allocation: Linux since 7.0.
@@ -200,6 +208,8 @@ kparam::params! {
         mm_check: Switch = Switch::Off,
         /// Fail on purpose.
         test: Option<TestWord> = None,
+        /// Be worse on purpose.
+        plant: Option<PlantWord> = None,
         /// How pids are kept.
         pid: PidWord = PidWord::Idr,
         /// Pid namespaces that a benchmark nests below the first: 0 to 32.

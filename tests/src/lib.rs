@@ -176,6 +176,52 @@ impl Boot {
     }
 }
 
+/// What `cargo xtask bench` came to.
+pub struct Benched {
+    /// Whether it was content.
+    pub good: bool,
+    /// What it printed.
+    pub said: String,
+    line: String,
+}
+
+/// `cargo xtask bench` with these words.
+///
+/// # Errors
+/// xtask could not be started.
+pub fn bench<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Result<Benched, Failure> {
+    let (program, first) = xtask();
+    let mut command = Command::new(&program);
+    command.args(first).args(["--no-install", "bench"]);
+    command.args(words).stdin(Stdio::null());
+    let output = command
+        .output()
+        .map_err(|e| format!("cannot run {program:?}: {e}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Benched {
+        good: output.status.success(),
+        said: text(&output.stdout) + &text(&output.stderr),
+        line: format!("{command:?}"),
+    })
+}
+
+impl Benched {
+    /// It was content, or it was not; and it says `text`.
+    ///
+    /// # Errors
+    /// Otherwise.
+    pub fn check(self, good: bool, text: &str) -> Result<Self, Failure> {
+        if self.good == good && self.said.contains(text) {
+            return Ok(self);
+        }
+        let (is, should) = (self.good, if good { "succeed" } else { "fail" });
+        Err(format!(
+            "it should {should} and say {text:?}\n  {}\n  success: {is}\n{}",
+            self.line, self.said
+        ))
+    }
+}
+
 /// The program to run, and the words before the options: the xtask that runs us, or cargo's.
 fn xtask() -> (OsString, Vec<OsString>) {
     if let Some(program) = std::env::var_os("TINE_XTASK") {

@@ -6,8 +6,9 @@
 
 use kbench::Record;
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use tests::{Boot, Failure, Outcome, Slots, acpi, elf};
+use tests::{Boot, Failure, Outcome, Slots, acpi, bench, elf};
 
 /// Boot words and other strings that kernel, xtask and these tests agree on.
 mod word {
@@ -232,6 +233,10 @@ fn shape(outcome: &Outcome, record: &Record, cpus: u32, nodes: u32) -> Result<()
         record.ops > 0 && record.errors == 0,
         "no operations, or errors",
     )
+}
+
+fn directory() -> Result<tempfile::TempDir, Failure> {
+    tempfile::tempdir().map_err(|e| format!("no temporary directory: {e}"))
 }
 
 /// A temporary file that holds `bytes`.
@@ -606,6 +611,44 @@ const MEASURING: &[(&str, usize, Body)] = &[
                 first.record_lines, second.record_lines
             ),
         )
+    }),
+    ("measuring::equal_to_the_digit", MANY, || {
+        // Eight CPUs that wait for each other, counted and simulated.
+        let dir = directory()?;
+        let sweep = |file: &str| {
+            let out = dir.path().join(file);
+            let words = "fork --mode icount,numasim --topology default --cpus 8 --out";
+            let words = words.split(' ').map(OsString::from);
+            bench(&[words.collect(), vec![out.clone().into()]].concat())?.check(true, "results")?;
+            Ok::<_, Failure>(out.into_os_string())
+        };
+        let (a, b) = (sweep("a")?, sweep("b")?);
+        let words = [OsString::from("--exact"), "--compare".into(), a, b];
+        bench(&words)?.check(true, "equal to the digit").map(drop)
+    }),
+    ("measuring::a_planted_regression_is_caught", MANY, || {
+        let dir = directory()?;
+        let sweep = |file: &str, append: &str| {
+            let out = dir.path().join(file);
+            let words = "fork --mode icount --topology laptop --cpus 1 --append";
+            let words = words.split(' ').map(OsString::from);
+            let more = vec![append.into(), "--out".into(), out.clone().into()];
+            bench(&[words.collect(), more].concat())?.check(true, "results")?;
+            Ok::<_, Failure>(out.into_os_string())
+        };
+        let (a, b) = (sweep("a", "")?, sweep("b", "")?);
+        let slow = sweep("slow", "plant=slow-fork")?;
+        let compare =
+            |a: &OsString, b: &OsString| bench(&["--compare".into(), a.clone(), b.clone()]);
+        compare(&a, &b)?.check(true, "0 worse")?;
+        compare(&a, &slow)?.check(false, "WORSE")?;
+        compare(&slow, &a)?.check(true, "1 better").map(drop)
+    }),
+    ("measuring::baseline", MANY, || {
+        // Of this compiler and profile to 1 %; it says so where it cannot be compared.
+        bench(&["--check-baseline"])?
+            .check(true, "baseline of")
+            .map(drop)
     }),
     ("measuring::ceilings", 1, || {
         let boot = Boot::on("laptop")

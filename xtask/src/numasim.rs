@@ -62,6 +62,17 @@ impl Plugin {
         })
     }
 
+    /// Itself and what it would be told, for a fingerprint.
+    ///
+    /// # Errors
+    /// The profile does not cover the topology; its file cannot be read.
+    pub fn bytes(&self, profile: &Profile, topology: &Topology) -> Result<Vec<u8>> {
+        let mut bytes = fs::read(&self.library)
+            .with_context(|| format!("cannot read {}", self.library.display()))?;
+        bytes.extend(profile.configuration(topology)?.into_bytes());
+        Ok(bytes)
+    }
+
     /// QEMU's words for a simulation of `topology` under `profile`. The plugin writes to `out`, which [`Simulation::read`]
     /// reads; what it is told is put in a file beside it.
     ///

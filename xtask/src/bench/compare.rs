@@ -6,9 +6,9 @@
 //!
 //! # When a difference means something
 //! Each figure has a band. A figure of a mode that repeats to the digit has none of its own; simulated cycles have that
-//! of the code's layout, which alone moves them. Otherwise the band is 1.96 standard errors of the mean: from the
-//! figures of repeated boots if there are some, else from median and 99th percentile, as if samples were normal. A cell is
-//! worse if it is slower by more than the threshold and the bands do not meet.
+//! of the code's layout, which alone moves them. Otherwise it is the 95 % interval of the mean of repeated boots
+//! (Student's t): what varies most is from boot to boot, so that the samples of a single boot tell nothing, and there is
+//! no verdict on it. A cell is worse if it is slower by more than the threshold and the bands do not meet.
 
 use super::results::Row;
 use anyhow::{Result, bail, ensure};
@@ -17,16 +17,18 @@ use kbench::{Record, record::Mode, table::grouped};
 
 /// Moving code alone moves simulated figures of short windows by up to this part.
 const LAYOUT: f64 = 0.07;
-/// Two-sided 95 % of a normal distribution.
-const Z95: f64 = 1.96;
-/// Its 99th percentile, in standard deviations above the median.
-const Z99: f64 = 2.326;
+/// Two-sided 95 % of Student's t for 1, 2, ... degrees of freedom; beyond, [`T95_MORE`].
+const T95: &[f64] = &[
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+];
+const T95_MORE: f64 = 2.08;
 /// Per cent by which a cell may be slower than its baseline, by the same compiler.
 const BASELINE_THRESHOLD: f64 = 1.0;
-/// And by another.
-const OTHER_COMPILER: f64 = 5.0;
+/// And by another: it lays out and inlines in its own way, most of all where an operation is forty instructions.
+const OTHER_COMPILER: f64 = 10.0;
 
-/// A figure and how far to either side the true one may be.
+/// A figure and how far to either side the true one may be; infinitely far where nobody knows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Figure {
     value: f64,
@@ -72,12 +74,9 @@ fn figure(records: &[&Record]) -> Option<Figure> {
         Mode::Numasim => value * LAYOUT / 2.0,
         _ if values.len() > 1 => {
             let variance = values.iter().map(|v| (v - value).powi(2)).sum::<f64>() / (n - 1.0);
-            Z95 * (variance / n).sqrt()
+            T95.get(values.len() - 2).unwrap_or(&T95_MORE) * (variance / n).sqrt()
         }
-        _ => {
-            let deviation = first.cycles.p99.saturating_sub(first.cycles.p50) as f64 / Z99;
-            Z95 * deviation / (first.ops.max(1) as f64).sqrt()
-        }
+        _ => f64::INFINITY,
     };
     Some(Figure { value, band })
 }
@@ -149,13 +148,9 @@ fn pairs(a: &[Row], b: &[Row], threshold: f64) -> (Vec<Pair>, Vec<String>) {
 /// # Errors
 /// Something is worse, or nothing can be compared.
 pub fn print(a: &[Row], b: &[Row], threshold: f64) -> Result<()> {
-    if let (Some(x), Some(y)) = (a.first(), b.first())
-        && x.origin.compiler != y.origin.compiler
-    {
-        eprintln!(
-            "note: the first is by {}, the second by {}",
-            x.origin.compiler, y.origin.compiler
-        );
+    if let (Some(x), Some(y)) = (a.first(), b.first()) {
+        differ("by", &x.origin.compiler, &y.origin.compiler);
+        differ("with the words", &x.append, &y.append);
     }
     ensure!(threshold >= 0.0, "--threshold {threshold}: not below 0");
     let (both, alone) = pairs(a, b, threshold);
@@ -164,12 +159,15 @@ pub fn print(a: &[Row], b: &[Row], threshold: f64) -> Result<()> {
     let mut table = new_table(&["cell", "first", "", "second", "", "difference", ""]);
     for p in &both {
         let verdict = match p.change {
+            Change::Same if p.a.band.is_infinite() || p.b.band.is_infinite() => "one boot",
             Change::Same => "",
             Change::Better => "better",
             Change::Worse => "WORSE",
         };
         let band = |f: Figure| {
-            if f.band > 0.0 {
+            if f.band.is_infinite() {
+                "?".into()
+            } else if f.band > 0.0 {
                 format!("±{:.1}", f.band)
             } else {
                 String::new()
@@ -206,6 +204,67 @@ pub fn print(a: &[Row], b: &[Row], threshold: f64) -> Result<()> {
     Ok(())
 }
 
+/// Says what differs between two files as a whole.
+fn differ(what: &str, a: &str, b: &str) {
+    let name = |text: &str| match text {
+        "" => "none".to_string(),
+        text => text.to_string(),
+    };
+    if a != b {
+        eprintln!(
+            "note: the first is {what} {}, the second {}",
+            name(a),
+            name(b)
+        );
+    }
+}
+
+/// `--compare A B --exact`: the same to the digit, where the mode repeats.
+///
+/// # Errors
+/// A record differs, is missing or failed, or nothing repeats.
+pub fn exact(a: &[Row], b: &[Row]) -> Result<()> {
+    let repeats = |r: &&Row| {
+        let mode = r.record.as_ref().map(|r| r.mode);
+        r.error.is_some() || matches!(mode, Some(Mode::Icount | Mode::Numasim))
+    };
+    let (left, right): (Vec<&Row>, Vec<&Row>) = (
+        a.iter().filter(repeats).collect(),
+        b.iter().filter(repeats).collect(),
+    );
+    let mut wrong = Vec::new();
+    for x in &left {
+        match right.iter().find(|y| y.cell == x.cell) {
+            _ if x.good().is_none() => wrong.push(format!("{}: failed in the first", x.cell)),
+            None => wrong.push(format!("{}: only in the first", x.cell)),
+            Some(y) if y.good().is_none() => {
+                wrong.push(format!("{}: failed in the second", x.cell));
+            }
+            Some(y) if x.record != y.record => wrong.push(format!("{}: other figures", x.cell)),
+            Some(y) if x.c2c != y.c2c => wrong.push(format!("{}: other lost cycles", x.cell)),
+            Some(_) => {}
+        }
+    }
+    let new = right
+        .iter()
+        .filter(|y| !left.iter().any(|x| x.cell == y.cell));
+    wrong.extend(new.map(|y| format!("{}: only in the second", y.cell)));
+    let skipped = a.len() - left.len();
+    if skipped > 0 {
+        println!("{skipped} cells of modes that do not repeat are left out");
+    }
+    wrong.iter().for_each(|line| println!("{line}"));
+    ensure!(!left.is_empty(), "nothing that repeats");
+    ensure!(
+        wrong.is_empty(),
+        "{} of {} records differ",
+        wrong.len(),
+        left.len()
+    );
+    println!("{} records, equal to the digit", left.len());
+    Ok(())
+}
+
 /// `--check-baseline`.
 ///
 /// # Errors
@@ -217,8 +276,19 @@ pub fn with_baseline(old: &[Row], new: &[Row]) -> Result<()> {
             .unwrap_or_default()
     };
     let (then, now) = (compiler(old), compiler(new));
-    let profile = |c: &str| c.split_once('=').is_some();
-    if profile(&now) && then != now {
+    let origin = old.first().map(|r| &r.origin);
+    if let Some(o) = origin {
+        println!(
+            "baseline of {}, commit {}, by {}",
+            o.date, o.commit, o.compiler
+        );
+    }
+    let changed = |c: &str| c.split_once('=').is_some();
+    ensure!(
+        !changed(&then),
+        "the baseline is of a build whose profile was changed ({then}): make it anew by cargo xtask bench --save-baseline"
+    );
+    if changed(&now) {
         table(new);
         println!("not compared: this build's profile was changed ({now})");
         return Ok(());
@@ -357,20 +427,41 @@ mod tests {
             alone.is_empty() && both.len() == 1,
             "three boots are one cell"
         );
-        // A standard deviation of 100 over three boots: 1.96 * 100 / sqrt(3).
-        assert!((both[0].a.band - 113.16).abs() < 0.01 && both[0].a.value == 1000.0);
+        // A standard deviation of 100 over three boots: 4.303 * 100 / sqrt(3).
+        assert!((both[0].a.band - 248.43).abs() < 0.01 && both[0].a.value == 1000.0);
         assert_eq!((both[0].percent, both[0].change), (5.0, Change::Same));
-        let (both, _) = pairs(&boots([990, 1000, 1010]), &boots([1040, 1050, 1060]), 3.0);
+        let (both, _) = pairs(&boots([995, 1000, 1005]), &boots([1045, 1050, 1055]), 3.0);
         assert_eq!(both[0].change, Change::Worse);
     }
 
     #[test]
-    fn one_boot_takes_its_quantiles() {
-        let mut one = row("fork tcg", Mode::Tcg, 1000);
-        let record = one.record.as_mut().unwrap();
-        (record.ops, record.cycles.p50, record.cycles.p99) = (100, 1000, 3326);
-        let figure = figure(&[record]).unwrap();
-        assert!((figure.band - 196.0).abs() < 0.01, "{figure:?}");
+    fn one_boot_is_no_verdict() {
+        let of = |mode, cycles| [row("fork", mode, cycles)];
+        assert!(print(&of(Mode::Tcg, 1000), &of(Mode::Tcg, 3000), 3.0).is_ok());
+        assert!(print(&of(Mode::Icount, 1000), &of(Mode::Icount, 3000), 3.0).is_err());
+    }
+
+    #[test]
+    fn equal_to_the_digit() {
+        let a = [
+            row("fork", Mode::Icount, 10),
+            row("exec", Mode::Numasim, 10),
+        ];
+        assert!(exact(&a, &a).is_ok());
+        let says = |b: &[Row], word: &str| {
+            let error = exact(&a, b).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        };
+        says(&a[..1], "1 of 2");
+        let mut b = a.clone();
+        b[1].record.as_mut().unwrap().cycles.max += 1;
+        says(&b, "1 of 2");
+        b[0].error = Some("panic".into());
+        says(&b, "2 of 2");
+        // What does not repeat does not count, in either.
+        let tcg = |cycles| [a[0].clone(), row("storm", Mode::Tcg, cycles)];
+        assert!(exact(&tcg(1), &tcg(2)).is_ok());
+        assert!(exact(&tcg(1)[1..], &tcg(1)[1..]).is_err());
     }
 
     #[test]
@@ -416,10 +507,14 @@ mod tests {
             with_baseline(&with("1.91", 1000), &with("1.92", 1011)).is_ok(),
             "another compiler"
         );
-        assert!(with_baseline(&with("1.91", 1000), &with("1.92", 1051)).is_err());
+        assert!(with_baseline(&with("1.91", 1000), &with("1.92", 1101)).is_err());
         assert!(
             with_baseline(&with("1.91", 1000), &with("1.91 LTO=off", 2000)).is_ok(),
             "not comparable"
+        );
+        assert!(
+            with_baseline(&with("1.91 LTO=off", 1000), &with("1.91", 1000)).is_err(),
+            "no baseline"
         );
         let two = [with("1.91", 1000), vec![row("exec", Mode::Icount, 1)]].concat();
         assert!(

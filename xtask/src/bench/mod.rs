@@ -69,6 +69,12 @@ pub struct Options {
     /// With --compare: the per cent that a cell may be slower.
     #[arg(long, value_name = "PERCENT", default_value = "3")]
     threshold: f64,
+    /// With --compare: the records must be equal to the digit, where the mode repeats.
+    #[arg(long, requires = "compare")]
+    exact: bool,
+    /// Further words for every boot, such as a variant of another subject; the cells keep their names, to compare.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    append: String,
     /// Halve and double each cost of the simulation, move code and data, and say which conclusions hold throughout.
     #[arg(long, conflicts_with_all = ["full", "names", "compare"])]
     sensitivity: bool,
@@ -93,6 +99,9 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
     }
     if let [a, b] = &options.compare[..] {
         let (a, b) = (results::read(a)?, results::read(b)?);
+        if options.exact {
+            return compare::exact(&a, &b);
+        }
         return compare::print(&a, &b, options.threshold);
     }
     if options.sensitivity {
@@ -123,13 +132,16 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
     for cell in &cells {
         runner::check(cell, &profile)?;
     }
-    let whole = options.names.is_empty() && options.variant.is_empty() && options.mode.is_empty();
+    let whole = options.names.is_empty()
+        && options.variant.is_empty()
+        && options.mode.is_empty()
+        && options.append.is_empty();
     let name = if whole { name } else { "custom" };
     let out = match &options.out {
         Some(path) => path.clone(),
         None => paths::target().join("bench").join(format!("{name}.jsonl")),
     };
-    let runner = Runner::new(installer, options.jobs, &cells, profile, 0)?;
+    let runner = Runner::new(installer, options.jobs, &cells, profile, 0)?.append(&options.append);
     let rows = runner.run_to(&cells, &out, options.fresh)?;
     compare::table(&rows);
     println!("{} results in {}", rows.len(), paths::shown(&out));
@@ -147,9 +159,18 @@ fn with_baseline(options: &Options, installer: &Installer) -> Result<()> {
     } else {
         results::read(&path)?
     };
+    if options.save_baseline && !options.append.is_empty() {
+        bail!(
+            "--append {}: a baseline has no further words",
+            options.append
+        );
+    }
+    if options.save_baseline && Runner::is_changed_build() {
+        bail!("a baseline is of the profile in Cargo.toml: unset CARGO_PROFILE_RELEASE_*");
+    }
     let cells = Selection::default().cells(BASELINE)?;
     let profile = Profile::load(&options.profile)?;
-    let runner = Runner::new(installer, options.jobs, &cells, profile, 0)?;
+    let runner = Runner::new(installer, options.jobs, &cells, profile, 0)?.append(&options.append);
     let rows = runner.run(&cells, |_| Ok(()))?;
     if let Some(failed) = rows.iter().find(|r| r.error.is_some()) {
         bail!(

@@ -26,6 +26,9 @@ pub struct Origin {
     pub qemu: String,
     /// The host.
     pub machine: String,
+    /// The day, UTC.
+    #[serde(default)]
+    pub date: String,
 }
 
 /// A line of a results file.
@@ -37,9 +40,15 @@ pub struct Row {
     pub command: String,
     /// Seconds it took.
     pub seconds: f64,
+    /// Further words of the boot line: the same cell, otherwise.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub append: String,
     /// The simulator's profile, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// A hash over the simulator and what it was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Where and with what.
     pub origin: Origin,
     /// The kernel's record.
@@ -141,15 +150,24 @@ impl Origin {
                 .trim()
                 .into(),
             dirty: changed.is_some_and(|text| !text.trim().is_empty()),
-            build: format!("{:016x}", hash(build)),
+            build: fingerprint(build),
             compiler: compiler.into(),
             qemu: format!("{major}.{minor}"),
             machine: machine(),
+            date: ask(|sh| cmd!(sh, "date -u +%F"))
+                .unwrap_or_default()
+                .trim()
+                .into(),
         }
     }
 }
 
-/// FNV-1a, 64 bits: tells builds apart, no more.
+/// Tells builds apart, no more.
+pub fn fingerprint(bytes: &[u8]) -> String {
+    format!("{:016x}", hash(bytes))
+}
+
+/// FNV-1a, 64 bits.
 fn hash(bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
@@ -187,7 +205,9 @@ pub mod tests {
             cell: cell.into(),
             command: format!("cargo xtask bench {cell}"),
             seconds: 1.5,
+            append: String::new(),
             profile: None,
+            model: None,
             origin: Origin::default(),
             record: Some(Record::new(
                 cell.split(' ').next().unwrap(),

@@ -43,6 +43,8 @@ pub struct Runner {
     /// The simulator, if a cell needs it, and what things cost there.
     plugin: Option<Plugin>,
     profile: Profile,
+    /// Further words for the boot line of every cell.
+    append: String,
 }
 
 /// The machine of a cell.
@@ -98,7 +100,19 @@ impl Runner {
             jobs: jobs.unwrap_or(host).max(1),
             plugin,
             profile,
+            append: String::new(),
         })
+    }
+
+    /// Boots with further words.
+    pub fn append(mut self, words: &str) -> Runner {
+        self.append = words.trim().into();
+        self
+    }
+
+    /// Whether words of the environment changed how the kernel was compiled.
+    pub fn is_changed_build() -> bool {
+        !profile_changes().is_empty()
     }
 
     /// What things cost from now on.
@@ -155,7 +169,14 @@ impl Runner {
         } else {
             vec![]
         };
-        rows.retain(|row| is_result_of(row, cells, &self.origin, &self.profile.name));
+        rows.retain(|row| {
+            let Some(cell) = cells.iter().find(|c| c.key() == row.cell) else {
+                return false;
+            };
+            row.append == self.append
+                && is_result_of(row, &self.origin)
+                && row.model == self.model(cell).unwrap_or_default()
+        });
         Ok(rows)
     }
 
@@ -208,9 +229,11 @@ impl Runner {
         }
         let mut row = Row {
             cell: cell.key(),
-            command: cell.command(),
+            command: self.command(cell),
             seconds: (start.elapsed().as_secs_f64() * 10.0).round() / 10.0,
+            append: self.append.clone(),
             profile: (cell.mode == Kind::Numasim).then(|| self.profile.name.clone()),
+            model: self.model(cell).unwrap_or_default(),
             origin: self.origin.clone(),
             record: None,
             c2c: vec![],
@@ -223,6 +246,27 @@ impl Runner {
             }
         }
         row
+    }
+
+    /// The line that makes a cell.
+    fn command(&self, cell: &Cell) -> String {
+        let mut line = cell.command();
+        if cell.mode == Kind::Numasim && self.profile.name != "default" {
+            line += &format!(" --profile {}", self.profile.name);
+        }
+        if !self.append.is_empty() {
+            line += &format!(" --append \"{}\"", self.append);
+        }
+        line
+    }
+
+    /// The fingerprint of what simulates a cell, if anything does.
+    fn model(&self, cell: &Cell) -> Result<Option<String>> {
+        let (Kind::Numasim, Some(plugin)) = (cell.mode, &self.plugin) else {
+            return Ok(None);
+        };
+        let bytes = plugin.bytes(&self.profile, &machine(cell)?)?;
+        Ok(Some(results::fingerprint(&bytes)))
     }
 
     fn boot(&self, cell: &Cell) -> Result<(Record, Vec<Contended>), Failure> {
@@ -241,7 +285,7 @@ impl Runner {
             }
         };
         let mut spec = Spec::new(&topology, mode, &self.initramfs);
-        spec.line.append = Some(cell.words());
+        spec.line.append = Some(format!("{} {}", cell.words(), self.append));
         spec.timeout = Some(Duration::from_secs_f64(cell.seconds * PATIENCE).max(LEAST));
         spec.quiet = true;
         let outcome = self.system.boot(&spec)?;
@@ -257,11 +301,10 @@ impl Runner {
     }
 }
 
-/// Whether `row` is what one of `cells` would come to by this build, QEMU and profile.
-fn is_result_of(row: &Row, cells: &[Cell], origin: &Origin, profile: &str) -> bool {
+/// Whether `row` is by this build and QEMU.
+fn is_result_of(row: &Row, origin: &Origin) -> bool {
     let same = row.origin.build == origin.build && row.origin.qemu == origin.qemu;
-    let profile = row.profile.as_ref().is_none_or(|p| p == profile);
-    same && profile && row.error.is_none() && cells.iter().any(|c| c.key() == row.cell)
+    same && row.error.is_none()
 }
 
 /// Why a cell has no record.
@@ -404,7 +447,7 @@ mod tests {
             ..Origin::default()
         };
         there.origin = origin.clone();
-        let counts = |row: &Row| is_result_of(row, &cells, &origin, "default");
+        let counts = |row: &Row| is_result_of(row, &origin);
         assert!(counts(&there));
         let with = |change: fn(&mut Row)| {
             let mut other = there.clone();
@@ -414,11 +457,6 @@ mod tests {
         assert!(!with(|r| r.origin.build = "c".into()), "another build");
         assert!(!with(|r| r.origin.qemu = "9.0".into()), "another QEMU");
         assert!(!with(|r| r.error = Some("panic".into())), "it failed");
-        assert!(!with(|r| r.profile = Some("other".into())), "other costs");
-        assert!(
-            !with(|r| r.cell = "fork icount nowhere cpus=1".into()),
-            "not asked for"
-        );
         assert!(
             with(|r| r.origin.commit = "x".into()),
             "the same build by another commit"
