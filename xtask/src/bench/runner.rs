@@ -214,8 +214,9 @@ impl Runner {
         });
         let _ = alone.into_iter().all(work);
         progress.end();
-        let (rows, _, first) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (mut rows, _, first) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         first?;
+        rows.sort_by_key(|row: &Row| cells.iter().position(|c| c.key() == row.cell));
         Ok(rows)
     }
 
