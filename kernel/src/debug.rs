@@ -52,7 +52,7 @@ pub fn start_reclaim(params: &BootParams) {
         RECLAIM_QUEUE.wake_one();
     });
     if params.slab_reclaim == ReclaimWord::Worker {
-        process::kernel_thread("slab_reclaim", reclaim_worker, 0)
+        process::kernel_thread("slab_reclaim", 0, reclaim_worker, 0)
             .expect("memory for the reclaim thread");
     }
 }

@@ -64,6 +64,8 @@ kparam::choices! {
     pub enum PlantWord {
         /// A fork that takes about 5 % more instructions.
         SlowFork = "slow-fork",
+        /// A counter that all workers add to (bench=apart).
+        SharedCounter = "shared-counter",
     }
 }
 

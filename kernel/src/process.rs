@@ -119,15 +119,16 @@ fn finish_clone(new: task::fork::NewTask, cur: &KArc<Task>) -> Result<KArc<Task>
     }
 }
 
-/// A thread of the kernel, in a process of its own that is a child of the caller's.
+/// A thread of the kernel, in a process of its own that is a child of the caller's. `flags` as for clone.
 pub fn kernel_thread(
     name: &str,
+    flags: u64,
     function: extern "C" fn(usize),
     argument: usize,
 ) -> Result<KArc<Task>, TaskError> {
     let cur = current();
     let args = CloneArgs {
-        flags: 0,
+        flags,
         exit_signal: task::signal::SIGCHLD,
         kthread: true,
         cpu: sched::likely_cpu(),

@@ -65,6 +65,14 @@ impl Boot {
         self
     }
 
+    /// Adds `--numasim`, and prints the lines of memory that CPUs conflict over.
+    #[must_use]
+    pub fn numasim(mut self) -> Boot {
+        self.options
+            .extend(["--numasim", "--conflicts"].map(Into::into));
+        self
+    }
+
     /// Adds words to the boot line.
     #[must_use]
     pub fn words(mut self, words: &str) -> Boot {
@@ -280,6 +288,15 @@ impl Outcome {
         } else {
             Err(self.failure(why))
         }
+    }
+
+    /// The lines of memory that two CPUs touched in a window and one of them wrote: what is there, and whose code.
+    pub fn conflicts(&self) -> Vec<(&str, &str)> {
+        let lines = self.console.lines();
+        let fields = lines.filter_map(|l| l.strip_prefix("conflict: ")?.rsplit_once(" | "));
+        fields
+            .map(|(what, code)| (what.split(" | ").next().unwrap_or(what), code))
+            .collect()
     }
 
     /// The console or xtask says `text`.

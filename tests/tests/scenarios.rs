@@ -43,6 +43,32 @@ const CEILINGS: &[(&str, u64)] = &[
     ("thread", 32_000),
 ];
 
+/// What forkers of different namespaces may share in many operations: what lies there, whose code, and why. A few
+/// operations share nothing at all.
+const SHARED: &[(&str, &str, &str)] = &[
+    (
+        "ksync::rcu::GLOBAL",
+        "",
+        "a grace period is the whole machine's; hundreds of objects wait for one",
+    ),
+    (
+        "",
+        "crates/xarray/src/",
+        "every process has a number in the root namespace; a CPU takes 64 at a time, in turn with the others",
+    ),
+    (
+        "",
+        "crates/pid/src/sharded.rs",
+        "the root namespace's map, which says where the next 64 numbers are",
+    ),
+    (
+        "",
+        "crates/percpu/src/",
+        "a namespace gets leases of numbers, one per CPU, with its 65th process, once",
+    ),
+    ("per-CPU chunk", "", "the same: the map of per-CPU memory"),
+];
+
 type Body = fn() -> Result<(), Failure>;
 
 fn main() {
@@ -666,4 +692,42 @@ const MEASURING: &[(&str, usize, Body)] = &[
         }
         outcome.check(above.is_empty(), &above)
     }),
+    ("measuring::forkers_share_nothing", 1, || {
+        apart("ops=20", &[])?;
+        apart("ops=1000", SHARED)
+    }),
+    (
+        "measuring::a_planted_shared_counter_is_found",
+        1,
+        || match apart("ops=20 plant=shared-counter", &[]) {
+            Err(why) if why.contains("PLANTED_COUNTER") => Ok(()),
+            Err(why) => Err(why),
+            Ok(()) => Err("a counter that all forkers add to was not noticed".into()),
+        },
+    ),
 ];
+
+/// Two forkers, pinned to CPUs of two nodes, in pid namespaces of their own, with the designs that share least: no line
+/// of memory is written by one and touched by the other, but those allowed.
+fn apart(words: &str, allowed: &[(&str, &str, &str)]) -> Result<(), Failure> {
+    let boot = Boot::on("default").numasim().limit(180);
+    let boot = boot.words("bench=apart workers=2 pid=sharded mm=best mm_lists=cached");
+    let outcome = boot.words(words).succeed()?;
+    let record = outcome.record("apart")?;
+    outcome.check(record.workers == 2 && record.errors == 0, "two workers")?;
+    outcome.says("simulated: 1 windows")?;
+    let is_allowed = |(what, code): &(&str, &str)| {
+        let mut rows = allowed.iter();
+        rows.any(|(at, by, _)| what.starts_with(at) && code.contains(by))
+    };
+    let conflicts = outcome.conflicts();
+    let shared: Vec<String> = conflicts
+        .iter()
+        .filter(|c| !is_allowed(c))
+        .map(|(what, code)| format!("{what}, by {code}\n"))
+        .collect();
+    outcome.check(
+        shared.is_empty(),
+        &format!("forkers share:\n{}", shared.concat()),
+    )
+}

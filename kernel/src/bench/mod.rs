@@ -41,6 +41,8 @@ pub trait Benchmark: Sized + Sync + 'static {
     const WINDOW: Option<u64> = None;
     /// Compare what is in use (pages, objects, pids, stacks) before and after.
     const LEAK_CHECK: bool = false;
+    /// `clone` flags with which the workers start.
+    const WORKER_FLAGS: u64 = 0;
 
     /// What the workers share, from the boot words. Process 1, before any worker starts. May sleep.
     fn new(workers: usize) -> Self;
@@ -82,6 +84,8 @@ macro_rules! benchmarks {
 benchmarks! {
     /// Fork, exit, wait.
     fork::Fork = "fork",
+    /// The same in namespaces and with files of one's own.
+    apart::Apart = "apart",
     /// A program that execs, over and over.
     exec::Exec = "exec",
     /// Fork, exec, exit, wait.

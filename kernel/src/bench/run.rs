@@ -168,7 +168,8 @@ impl<B> Run<B> {
 fn run_workers<B: Benchmark>(run: &Run<B>) {
     let workers = run.results.len();
     for _ in 0..workers {
-        process::kernel_thread("bench", worker::<B>, core::ptr::from_ref(run) as usize)
+        let argument = core::ptr::from_ref(run) as usize;
+        process::kernel_thread("bench", B::WORKER_FLAGS, worker::<B>, argument)
             .expect("memory for the workers");
     }
     run.ready_queue

@@ -22,6 +22,11 @@ impl Tiny {
     /// Turns the running kernel thread into a process with the program's address space.
     pub fn new() -> Tiny {
         exec_tiny().expect("/bin/tiny in the initramfs");
+        Tiny::running()
+    }
+
+    /// The running thread, which has just taken on a program's address space.
+    pub fn running() -> Tiny {
         // SAFETY: the running thread's own registers, which the exec just wrote.
         let regs = unsafe { *crate::arch::thread::pt_regs(&current_ref().arch) };
         Tiny { regs }

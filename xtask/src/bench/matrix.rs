@@ -102,6 +102,7 @@ const OPS_ONLY: (u64, u64) = (0, 0);
 #[rustfmt::skip]
 pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "fork",     doc: "fork, exit, wait",              axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
+    Benchmark { name: "apart",    doc: "fork, exit, wait, with nothing shared", axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
     Benchmark { name: "exec",     doc: "exec in place",                 axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
     Benchmark { name: "forkexec", doc: "fork, exec, exit, wait",        axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
     Benchmark { name: "thread",   doc: "thread create, exit, join",     axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
