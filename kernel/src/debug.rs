@@ -8,7 +8,7 @@ use crate::process;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use ksync::lockdep::{self, Stack};
 use ksync::{LockClass, SpinLock, WaitQueue};
 use slab::{CacheFlags, CtorError, KmemCache, Reclaim};
@@ -124,6 +124,76 @@ pub fn plant_lock_bugs() -> ! {
         if found { "both found" } else { "not found" }
     );
     crate::power::off(if found { 0 } else { 1 })
+}
+
+/// Objects that a planted constructor still makes before it fails.
+static CTOR_LEFT: AtomicUsize = AtomicUsize::new(0);
+static BUILT: AtomicUsize = AtomicUsize::new(0);
+
+fn failing_ctor(_: NonNull<u8>) -> Result<(), CtorError> {
+    let made = |left: usize| left.checked_sub(1);
+    CTOR_LEFT
+        .fetch_update(Relaxed, Relaxed, made)
+        .map_err(|_| CtorError)?;
+    BUILT.fetch_add(1, Relaxed);
+    Ok(())
+}
+
+fn counting_dtor(_: NonNull<u8>) {
+    BUILT.fetch_sub(1, Relaxed);
+}
+
+/// Does to caches of its own what must not be done; each gets a report, and nothing else happens. Wants
+/// `slab_debug=planted,neighbour`. Ends the machine.
+pub fn plant_slab_bugs() -> ! {
+    EXPECTED.store(true, Relaxed);
+    let made = |name| KmemCache::create(name, 96, 8, None, None, CacheFlags::empty());
+    let (cache, other) = (made("planted"), made("neighbour"));
+    let (cache, other) = cache.and_then(|c| Ok((c, other?))).expect("memory");
+    let take = |cache: &'static KmemCache| cache.alloc(slab::Gfp::empty()).expect("memory");
+    let mut wanted = 0;
+    let mut planted = |what: &str| {
+        wanted += 1;
+        let found = slab::nr_reports() >= wanted;
+        println!("planted {what}: {}", if found { "found" } else { "not found" });
+        wanted = wanted.max(slab::nr_reports());
+        found
+    };
+    let (object, theirs) = (take(cache), take(other));
+    let mut all = true;
+    // SAFETY: none: these are the bugs; the debug mode of the caches keeps them from doing harm.
+    unsafe {
+        cache.free(theirs);
+        all &= planted("free into the wrong cache");
+        cache.free(object.add(8));
+        all &= planted("free of a pointer into an object");
+        cache.free(object);
+        cache.free(object);
+        all &= planted("double free");
+        object.add(40).write(7);
+        // Its slab gives it out again within a slab's worth of objects.
+        let held: [NonNull<u8>; 64] = core::array::from_fn(|_| take(cache));
+        all &= planted("use after free") && !held.contains(&object);
+        held.into_iter().for_each(|o| cache.free(o));
+        all &= other.destroy().is_err();
+    }
+    all &= planted("destroy with a live object");
+    let absurd = |size| KmemCache::create("absurd", size, 8, None, None, CacheFlags::empty());
+    all &= absurd(1 << 40).is_err() && planted("absurd object size");
+    for k in 0..40 {
+        CTOR_LEFT.store(k, Relaxed);
+        let (c, d): (slab::Ctor, slab::Dtor) = (failing_ctor, counting_dtor);
+        let flags = CacheFlags::empty();
+        let cache = KmemCache::create("unbuilt", 512, 8, Some(c), Some(d), flags).expect("memory");
+        if let Ok(object) = cache.alloc(slab::Gfp::empty()) {
+            // SAFETY: allocated just now.
+            unsafe { cache.free(object) };
+        }
+        // SAFETY: nobody uses it.
+        all &= unsafe { cache.destroy() }.is_ok() && BUILT.load(Relaxed) == 0;
+    }
+    println!("planted slab bugs: {}", if all { "all found" } else { "not all found" });
+    crate::power::off(if all { 0 } else { 1 })
 }
 
 #[inline(never)]

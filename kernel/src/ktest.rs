@@ -21,6 +21,7 @@ pub fn run(test: TestWord) {
             println!("read {value} from nowhere");
         }
         TestWord::Lockdep => crate::debug::plant_lock_bugs(),
+        TestWord::Slab => crate::debug::plant_slab_bugs(),
         TestWord::FaultInject => crate::bench::inject::run(),
     }
 }

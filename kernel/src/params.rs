@@ -54,7 +54,9 @@ kparam::choices! {
         NullRead = "null-read",
         /// Two locks in both orders, and a destructor that takes a lock: lockdep reports both.
         Lockdep = "lockdep",
-        /// Every allocation of fork and exec fails once; nothing may be lost.
+        /// Frees what it should not, uses what it freed: the slab's debug mode reports each.
+        Slab = "slab",
+        /// Every allocation of fork, exec, clone and mmap fails once; nothing may be lost.
         FaultInject = "fault-inject",
     }
 }

@@ -38,6 +38,20 @@ pub fn kernel_clone(args: &CloneArgs, regs: &PtRegs, at: &CloneRegs) -> Result<i
         return Err(Errno::EPERM);
     }
     let new = task::fork::copy_process(&cur, args)?;
+    let files = if args.flags & clone::PIDFD != 0 {
+        cur.files.lock().clone()
+    } else {
+        None
+    };
+    // Before the child has frames: what fails here is undone by dropping `new`.
+    let descriptor = if args.flags & clone::PIDFD != 0 {
+        let slot = files.as_ref().ok_or(Errno::EBADF)?.reserve(true)?;
+        let file = pidfd::file(new.process().clone(), OpenFlags::empty())?;
+        uaccess::put_user(at.pidfd, &slot.fd())?;
+        Some((slot, file))
+    } else {
+        None
+    };
     let timer = phases::start();
     let frames = Frames::alloc(ksync::arch::cpu_to_node(args.cpu), true)?;
     let child = new.task();
@@ -57,15 +71,9 @@ pub fn kernel_clone(args: &CloneArgs, regs: &PtRegs, at: &CloneRegs) -> Result<i
         let _ = uaccess::put_user(at.parent_tid, &(tid as u32));
     }
     let vfork = new.vfork_done();
-    if args.flags & clone::PIDFD != 0 {
-        let files = cur.files.lock().clone().ok_or(Errno::EBADF)?;
-        let slot = files.reserve(true)?;
-        let file = pidfd::file(new.process().clone(), OpenFlags::empty())?;
-        uaccess::put_user(at.pidfd, &slot.fd())?;
-        finish_clone(new, &cur)?;
+    finish_clone(new, &cur)?;
+    if let Some((slot, file)) = descriptor {
         slot.install(file);
-    } else {
-        finish_clone(new, &cur)?;
     }
     if let Some(done) = vfork {
         // A fatal signal ends the wait; the child then goes on alone.

@@ -10,6 +10,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use tests::{Boot, Failure, Outcome, Slots, acpi, bench, elf};
 
+#[path = "scenarios/memory.rs"]
+mod memory;
+
 /// Boot words and other strings that kernel, xtask and these tests agree on.
 mod word {
     pub const FORK: &str = "bench=fork";
@@ -81,7 +84,7 @@ fn main() {
             body().map_err(Failed::from)
         })
     };
-    let groups = [MACHINES, PROGRAMS, FAILURES, MEASURING];
+    let groups = [MACHINES, PROGRAMS, FAILURES, MEASURING, memory::MEMORY];
     let mut trials: Vec<Trial> = groups.iter().copied().flatten().map(trial).collect();
     let missing = busybox().is_none();
     trials.extend(
@@ -550,13 +553,6 @@ const FAILURES: &[(&str, usize, Body)] = &[
             .fail()?
             .says("ops")?;
         Ok(())
-    }),
-    ("failure::out_of_memory_everywhere", 1, || {
-        let outcome = Boot::on("default")
-            .words(word::FAULT_INJECT)
-            .limit(120)
-            .succeed()?;
-        outcome.never_says(word::PANICKED)
     }),
 ];
 

@@ -63,6 +63,25 @@ impl Tiny {
         reap_one()
     }
 
+    /// A system call by the program.
+    pub fn call(&self, nr: usize, args: [usize; 6]) -> Result<usize, Errno> {
+        let mut regs = PtRegs {
+            rdi: args[0] as u64,
+            rsi: args[1] as u64,
+            rdx: args[2] as u64,
+            r10: args[3] as u64,
+            r8: args[4] as u64,
+            r9: args[5] as u64,
+            ..self.regs
+        };
+        crate::syscall::call(nr, &mut regs)
+    }
+
+    /// Memory of the program below its stack pointer, for arguments.
+    pub fn scratch(&self) -> usize {
+        self.regs.rsp as usize - 2048 & !15
+    }
+
     /// exec in place.
     pub fn exec(&self) -> Result<(), Errno> {
         exec_tiny()

@@ -177,6 +177,14 @@ syscalls! {
     439 "faccessat2" => file::faccessat,
 }
 
+/// Runs a system call from inside the kernel, as the running program.
+pub fn call(nr: usize, regs: &mut PtRegs) -> SysResult {
+    match TABLE.get(nr).map_or(-(Errno::ENOSYS.0 as isize), |f| f(regs)) {
+        error @ -4095..0 => Err(Errno(-error as u16)),
+        value => Ok(value as usize),
+    }
+}
+
 fn missing(regs: &mut PtRegs) -> isize {
     crate::kstats::missing_syscall(regs.orig_rax as usize);
     -(Errno::ENOSYS.0 as isize)

@@ -16,7 +16,7 @@
 
 use crate::namespace::{NsRef, PidNamespace};
 use crate::{MAX_NUMBERS, Member};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use ksync::{SpinLock, lock_class};
 use slab::{AllocError, KArc, KBox, List};
 use xarray::Chain;
@@ -75,6 +75,8 @@ struct Users<T: Member> {
     tgid: Option<KArc<T>>,
     pgid: List<T, PGID_SLOT>,
     sid: List<T, SID_SLOT>,
+    /// Members that have joined the group so far.
+    joins: u64,
     /// INV-PID-7.
     dead: bool,
 }
@@ -110,6 +112,7 @@ impl<T: Member> Pid<T> {
                     tgid: None,
                     pgid: List::new(),
                     sid: List::new(),
+                    joins: 0,
                     dead: false,
                 },
                 lock_class!("pid_lists"),
@@ -212,6 +215,21 @@ impl<T: Member> Pid<T> {
             return Err(AttachError::Busy);
         }
         *slot = Some(task);
+        Ok(())
+    }
+
+    /// Makes `task` a member of the group and writes into `joined` how many have joined before it, itself included:
+    /// the list is in that order (`replace` keeps the place). What [`for_each_task`](Self::for_each_task) needs to go on
+    /// where it stopped. Context: as [`attach`](Self::attach).
+    #[inline]
+    pub fn attach_to_group(&self, task: KArc<T>, joined: &AtomicU64) -> Result<(), AttachError> {
+        let mut users = self.lists.lock();
+        if users.dead {
+            return Err(AttachError::Dead);
+        }
+        users.pgid.push_back(task).map_err(|_| AttachError::Busy)?;
+        users.joins += 1;
+        joined.store(users.joins, Relaxed);
         Ok(())
     }
 

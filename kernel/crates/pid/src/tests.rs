@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use slab::KArc;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::vec::Vec;
 
 pub(crate) struct Task(u32);
@@ -423,6 +423,33 @@ fn the_last_user_frees(kind: PidMapKind) {
     assert!(find_pid_ns(pid.nr(), &ns).is_none());
 }
 
+fn a_group_knows_the_order_of_joining(kind: PidMapKind) {
+    let (ns, _init) = root_with_init(kind);
+    let pid = alloc_pid(&ns).unwrap();
+    let members: Vec<_> = (1..=5).map(|i| (task(i), AtomicU64::new(0))).collect();
+    for (task, joined) in &members {
+        assert_eq!(pid.attach_to_group(task.clone(), joined), Ok(()));
+        assert_eq!(pid.attach_to_group(task.clone(), joined), Err(AttachError::Busy));
+    }
+    assert!(members.iter().map(|m| m.1.load(Relaxed)).eq(1..=5));
+    // Who leaves and comes back is the last; the others keep their order.
+    let (task, joined) = &members[1];
+    assert!(!pid.detach(PidType::Pgid, task));
+    assert_eq!(pid.attach_to_group(task.clone(), joined), Ok(()));
+    let mut order = Vec::new();
+    pid.for_each_task(PidType::Pgid, |t| {
+        order.push(members.iter().find(|m| KArc::ptr_eq(&m.0, t)).unwrap().1.load(Relaxed));
+        true
+    });
+    assert_eq!(order, [1, 3, 4, 5, 6]);
+    for (i, (task, _)) in members.iter().enumerate() {
+        assert_eq!(pid.detach(PidType::Pgid, task), i == 4);
+    }
+    let (task, joined) = &members[0];
+    assert_eq!(pid.attach_to_group(task.clone(), joined), Err(AttachError::Dead));
+    free_pid(&pid);
+}
+
 fn a_dying_init_waits_for_the_others(kind: PidMapKind) {
     let (root, _init) = root_with_init(kind);
     let ns = PidNamespace::new_child(&root).unwrap();
@@ -599,6 +626,7 @@ for_every_kind! {
     the_last_namespace_is_32_deep
     every_allocation_may_fail
     the_last_user_frees
+    a_group_knows_the_order_of_joining
     a_dying_init_waits_for_the_others
     nothing_appears_after_a_stop
     storm

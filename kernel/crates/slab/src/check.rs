@@ -49,6 +49,19 @@ pub struct Track {
     pub cycles: u64,
 }
 
+impl Track {
+    /// The caller, now.
+    pub(crate) fn here() -> Track {
+        let mut track = Track {
+            sites: [0; SITES],
+            cpu: arch::smp_processor_id(),
+            cycles: arch::get_cycles().max(1),
+        };
+        arch::call_sites(&mut track.sites);
+        track
+    }
+}
+
 /// Bytes of both tracks.
 pub(crate) const TRACKS: usize = 2 * size_of::<Track>();
 
@@ -185,14 +198,8 @@ impl Parts<'_> {
     /// # Safety
     /// As above.
     unsafe fn note(self, freed: bool) {
-        let mut track = Track {
-            sites: [0; SITES],
-            cpu: arch::smp_processor_id(),
-            cycles: arch::get_cycles().max(1),
-        };
-        arch::call_sites(&mut track.sites);
         // SAFETY: as above.
-        unsafe { self.track(freed).write(track) };
+        unsafe { self.track(freed).write(Track::here()) };
     }
 
     fn tracks(self) -> (Track, Track) {
@@ -232,7 +239,7 @@ pub(crate) fn init_slab(cache: &KmemCache, slab: Slab) {
 pub(crate) fn on_alloc(cache: &KmemCache, object: *mut u8) -> bool {
     let parts = Parts { cache, object };
     let damage = {
-        let _held = CHECK.lock();
+        let _held = CHECK.lock_irqsave();
         // SAFETY: an object of the cache, ours.
         unsafe {
             let red = !parts.red_zones_are(FREE);
@@ -278,12 +285,7 @@ pub(crate) fn on_free(cache: &KmemCache, object: *mut u8) -> bool {
     let Err(wrong) = check_free(parts) else {
         return true;
     };
-    let mut here = Track {
-        cpu: arch::smp_processor_id(),
-        cycles: arch::get_cycles().max(1),
-        ..Track::default()
-    };
-    arch::call_sites(&mut here.sites);
+    let here = Track::here();
     let name = cache.name();
     match wrong {
         Wrong::NotSlab => report(format_args!(
@@ -328,7 +330,7 @@ fn check_free(parts: Parts<'_>) -> Result<(), Wrong> {
     if !offset.is_multiple_of(stride) || offset / stride >= slab.objects() {
         return Err(Wrong::Inside);
     }
-    let _held = CHECK.lock();
+    let _held = CHECK.lock_irqsave();
     // SAFETY: an object of this cache; under the lock.
     unsafe {
         if parts.red_zones_are(FREE) {

@@ -15,7 +15,8 @@ use crate::cache::{CacheFlags, CacheStats, Ctor, Dtor, KmemCache};
 use crate::geometry::SHEAF_CAPACITIES;
 use crate::node::Node;
 use crate::sheaf::{CpuCache, Sheaf};
-use crate::{AllocError, debug};
+use crate::report::report;
+use crate::{AllocError, check, debug};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::*;
@@ -238,7 +239,7 @@ pub(crate) fn walk(mut f: impl FnMut(&'static KmemCache)) {
 
 impl KmemCache {
     /// A cache made at run time, registered. Fails if memory is short, or the objects are larger
-    /// than 16 KiB or aligned to more than a page. Consults fault injection once.
+    /// than 16 KiB or aligned to more than a page (that is reported). Consults fault injection once.
     pub fn create(
         name: &'static str,
         size: usize,
@@ -247,7 +248,10 @@ impl KmemCache {
         dtor: Option<Dtor>,
         flags: CacheFlags,
     ) -> Result<&'static KmemCache, AllocError> {
-        let mut cache = KmemCache::build(name, size, align, flags, ctor, dtor).ok_or(AllocError)?;
+        let Some(mut cache) = KmemCache::build(name, size, align, flags, ctor, dtor) else {
+            report_absurd(name, size, align);
+            return Err(AllocError);
+        };
         cache.is_made = true;
         let memory = CACHES.alloc(Gfp::empty())?;
         // SAFETY: fresh memory of a KmemCache's size and alignment; given back only by `release`.
@@ -262,6 +266,14 @@ impl KmemCache {
         }
         Ok(made)
     }
+}
+
+#[cold]
+fn report_absurd(name: &str, size: usize, align: usize) {
+    report(format_args!(
+        "slab {name}: no objects of {size} bytes aligned to {align}\ncreated {}",
+        check::Track::here()
+    ));
 }
 
 /// Frees the memory of a cache that `create` made; statics keep theirs.

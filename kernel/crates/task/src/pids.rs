@@ -4,6 +4,7 @@
 //! # Invariants
 //! - INV-PIDS-1: a process's leader is a member of its pid as PID and TGID, and of its group's and session's pids, from
 //!   `publish` until the process is reaped; a further thread is a member of its own pid as PID until it exits.
+//! - INV-PIDS-2: `group_joined` of a group's members grows along the list: it is set under the list's lock, by who appends.
 
 use crate::cred::Cred;
 use crate::process::Process;
@@ -11,7 +12,7 @@ use crate::signal::{self, SigInfo};
 use crate::task::Task;
 use crate::wait::{self, Which, options};
 use crate::{PidNamespace, TaskError, TaskPid};
-use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
 use kbench::Phase;
 use ksync::trace;
 use pid::{PidType, find_ge_pid, find_pid_ns, free_pid, pid_nr_ns};
@@ -50,7 +51,11 @@ impl PidHandle {
                 let state = task.process.lock.lock();
                 (state.pgrp.clone(), state.session.clone())
             };
-            join(&pgrp, PidType::Pgid);
+            let joined = pgrp.attach_to_group(task.clone(), &task.process.group_joined);
+            assert!(
+                joined.is_ok(),
+                "INV-PIDS-1: a new task joins its group: {joined:?}"
+            );
             join(&session, PidType::Sid);
         }
     }
@@ -188,26 +193,28 @@ pub fn next_process(nr: u32, namespace: &PidNamespace) -> Option<(u32, KArc<Proc
     }
 }
 
-/// Calls `f` for each process of a group; returns how many there were.
+/// Calls `f` for each process of a group, those included that join while it runs; returns how many there were. Allocates
+/// nothing: a group can be killed when there is no memory. `f` takes process locks, under which fork takes the list's: so
+/// it is called without, for a batch at a time, and the walk goes on behind the last that it saw (INV-PIDS-2).
 pub fn for_each_in_group(pgrp: &TaskPid, mut f: impl FnMut(&KArc<Process>)) -> usize {
-    let mut seen: Vec<KArc<Process>> = Vec::new();
+    let (mut nr, mut last) = (0, 0);
     loop {
-        let first = seen.len();
-        if seen.try_reserve(BATCH).is_err() {
-            return first;
-        }
-        // `f` takes process locks, under which fork takes the list's: so it is called without. Children that came
-        // while it ran are found by the next look.
+        let mut batch: [Option<KArc<Process>>; BATCH] = [const { None }; BATCH];
+        let mut len = 0;
         pgrp.for_each_task(PidType::Pgid, |task| {
-            if !seen.iter().any(|p| KArc::ptr_eq(p, &task.process)) {
-                seen.push(task.process.clone());
+            let joined = task.process.group_joined.load(Relaxed);
+            if joined > last {
+                last = joined;
+                batch[len] = Some(task.process.clone());
+                len += 1;
             }
-            seen.len() - first < BATCH
+            len < BATCH
         });
-        if seen.len() == first {
-            return first;
+        if len == 0 {
+            return nr;
         }
-        seen[first..].iter().for_each(&mut f);
+        batch[..len].iter().flatten().for_each(&mut f);
+        nr += len;
     }
 }
 
@@ -222,7 +229,7 @@ pub fn set_group(process: &KArc<Process>, pgrp: &KArc<TaskPid>) -> Result<(), Ta
     }
     leave(&old, PidType::Pgid, &leader);
     // A group that lives has a member; our own pid's group lives by our being its member as PID.
-    pgrp.attach(PidType::Pgid, leader)
+    pgrp.attach_to_group(leader, &process.group_joined)
         .map_err(|_| TaskError::NotPermitted)?;
     process.lock.lock().pgrp = pgrp.clone();
     Ok(())

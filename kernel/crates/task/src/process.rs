@@ -48,6 +48,8 @@ pub struct Process {
     pub did_exec: AtomicBool,
     /// When it began, in nanoseconds since boot.
     pub start_time_ns: AtomicU64,
+    /// Its place in the order of joining its group (INV-PIDS-2).
+    pub(crate) group_joined: AtomicU64,
 }
 slab::object!(Process, "signal_struct", links = 1, rcu);
 
@@ -135,6 +137,7 @@ impl Process {
             exit_signal: AtomicU32::new(crate::signal::SIGCHLD),
             did_exec: AtomicBool::new(false),
             start_time_ns: AtomicU64::new(0),
+            group_joined: AtomicU64::new(0),
         }
     }
 

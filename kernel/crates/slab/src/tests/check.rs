@@ -184,6 +184,8 @@ fn constructed_objects_and_all_alignments_are_left_alone() {
 #[test]
 fn only_what_is_named_is_debugged() {
     let _machine = machine();
+    set_reporter(reporter);
+    reports();
     set_debug("a,checked");
     let c = test_cache("checkedx", 64, 8, CacheFlags::empty());
     assert!(!c.is_debugged());
@@ -202,7 +204,14 @@ fn only_what_is_named_is_debugged() {
         (8, 3),
         (8, 0),
     ] {
+        arch::host::set_call_site(0xab5d);
         assert!(create(size, align).is_err(), "{size} {align}");
+        arch::host::set_call_site(0);
+        let r = reports();
+        assert!(
+            r.contains("slab absurd: no objects of") && r.contains("ab5d"),
+            "{r}"
+        );
     }
     for c in [c, d, large] {
         destroy(c).unwrap();
