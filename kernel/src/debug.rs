@@ -155,7 +155,10 @@ pub fn plant_slab_bugs() -> ! {
     let mut planted = |what: &str| {
         wanted += 1;
         let found = slab::nr_reports() >= wanted;
-        println!("planted {what}: {}", if found { "found" } else { "not found" });
+        println!(
+            "planted {what}: {}",
+            if found { "found" } else { "not found" }
+        );
         wanted = wanted.max(slab::nr_reports());
         found
     };
@@ -192,7 +195,10 @@ pub fn plant_slab_bugs() -> ! {
         // SAFETY: nobody uses it.
         all &= unsafe { cache.destroy() }.is_ok() && BUILT.load(Relaxed) == 0;
     }
-    println!("planted slab bugs: {}", if all { "all found" } else { "not all found" });
+    println!(
+        "planted slab bugs: {}",
+        if all { "all found" } else { "not all found" }
+    );
     crate::power::off(if all { 0 } else { 1 })
 }
 

@@ -22,7 +22,7 @@ unsafe impl Machine for ThisMachine {
     }
     #[inline]
     fn signal_pending() -> bool {
-        sched::current_ref().has_work()
+        sched::current_ref().has_signal_work()
     }
     fn flush_tlb_range(cpus: &CpuMask, mm: u64, start: usize, end: usize) {
         tlb::flush_range(cpus, mm, start, end);

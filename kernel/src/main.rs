@@ -36,6 +36,7 @@ mod process;
 mod procfs;
 mod random;
 mod report;
+mod rseq;
 mod sched;
 mod signal;
 mod start;

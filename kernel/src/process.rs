@@ -226,6 +226,7 @@ pub fn kernel_execve(path: &[u8], args: ExecArgs) -> Result<(), Errno> {
     task.set_comm(&name);
     *task.altstack.lock() = Default::default();
     task.robust_list.store(0, Relaxed);
+    task.rseq.at.store(0, Relaxed);
     task.set_child_tid.store(0, Relaxed);
     task.process.did_exec.store(true, Relaxed);
     task.cred.exec();

@@ -315,6 +315,7 @@ fn switch_away(me: &Task, requeue: Option<KArc<Task>>, after: After) {
     // SAFETY: INV-SWITCH-1; both stack pointers belong to their threads.
     unsafe { arch::entry::switch_context(me.arch.sp.as_ptr(), to.arch.sp.load(Relaxed)) };
     finish_switch();
+    me.note_switched();
 }
 
 /// CPU time of the thread that stops, and the slice and tick of the one that starts.

@@ -185,6 +185,7 @@ fn on_altstack(alt: &AltStack, sp: u64) -> bool {
 
 fn handle(regs: &mut PtRegs, info: &SigInfo, action: &SigAction) -> Result<(), Efault> {
     let task = current_ref();
+    crate::rseq::before_handler(regs)?;
     let alt = *task.altstack.lock();
     let mut sp = regs.rsp - RED_ZONE.min(regs.rsp);
     if action.flags & sa::ONSTACK != 0 && alt.size > 0 && !on_altstack(&alt, regs.rsp) {

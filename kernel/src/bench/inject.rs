@@ -10,7 +10,7 @@ use super::leak;
 use super::tiny::{Tiny, reap_one};
 use crate::arch::uaccess::put_user;
 use crate::errno::Errno;
-use crate::sched::current_ref;
+use crate::sched::{current, current_ref};
 use page_alloc::fault_inject;
 use task::fork::clone;
 
@@ -84,17 +84,30 @@ const OPERATIONS: [Operation; 21] = [
     op("clone_set_tid", |t| child(clone3(t, clone::NEWPID, 0, 1))),
     op("clone_deep", clone_deep),
     op("unshare", unshare),
-    op("mmap_anonymous", |t| map(t, 0, PRIVATE, 0).map(|at| unmap(t, at, 8))),
-    op("mmap_shared", |t| map(t, 0, SHARED, 0).map(|at| unmap(t, at, 8))),
+    op("mmap_anonymous", |t| {
+        map(t, 0, PRIVATE, 0).map(|at| unmap(t, at, 8))
+    }),
+    op("mmap_shared", |t| {
+        map(t, 0, SHARED, 0).map(|at| unmap(t, at, 8))
+    }),
     op("mmap_file", mmap_file),
     op("mmap_into_the_middle", |t| {
-        in_eight_pages(t, |at| t.call(nr::MMAP, [at + 2 * PAGE, 2 * PAGE, 1, PRIVATE | FIXED, 0, 0]))
+        in_eight_pages(t, |at| {
+            t.call(
+                nr::MMAP,
+                [at + 2 * PAGE, 2 * PAGE, 1, PRIVATE | FIXED, 0, 0],
+            )
+        })
     }),
     op("munmap_the_middle", |t| {
-        in_eight_pages(t, |at| t.call(nr::MUNMAP, [at + 2 * PAGE, 2 * PAGE, 0, 0, 0, 0]))
+        in_eight_pages(t, |at| {
+            t.call(nr::MUNMAP, [at + 2 * PAGE, 2 * PAGE, 0, 0, 0, 0])
+        })
     }),
     op("mprotect_the_middle", |t| {
-        in_eight_pages(t, |at| t.call(nr::MPROTECT, [at + 2 * PAGE, 2 * PAGE, 1, 0, 0, 0]))
+        in_eight_pages(t, |at| {
+            t.call(nr::MPROTECT, [at + 2 * PAGE, 2 * PAGE, 1, 0, 0, 0])
+        })
     }),
     op("mremap", mremap),
     op("brk", brk),
@@ -162,7 +175,10 @@ fn clone_deep(t: &Tiny) -> Result<(), Errno> {
 fn unshare(t: &Tiny) -> Result<(), Errno> {
     let own = current_ref().pid_ns_for_children.lock().clone();
     let result = t
-        .call(nr::UNSHARE, [(clone::FILES | clone::FS) as usize, 0, 0, 0, 0, 0])
+        .call(
+            nr::UNSHARE,
+            [(clone::FILES | clone::FS) as usize, 0, 0, 0, 0, 0],
+        )
         .and_then(|_| t.call(nr::UNSHARE, [clone::NEWPID as usize, 0, 0, 0, 0, 0]));
     let new = core::mem::replace(&mut *current_ref().pid_ns_for_children.lock(), own);
     drop(new);
@@ -175,7 +191,10 @@ fn exec_long_path(_: &Tiny) -> Result<(), Errno> {
     for _ in 0..40 {
         args.push_arg(&[b'x'; 200])?;
     }
-    crate::process::kernel_execve(b"/bin/./././././././././././././././././././././././././././tiny", args)
+    crate::process::kernel_execve(
+        b"/bin/./././././././././././././././././././././././././././tiny",
+        args,
+    )
 }
 
 fn map(t: &Tiny, at: usize, flags: usize, fd: usize) -> Result<usize, Errno> {
@@ -200,7 +219,9 @@ fn mmap_file(t: &Tiny) -> Result<(), Errno> {
 fn in_eight_pages(t: &Tiny, f: impl FnOnce(usize) -> Result<usize, Errno>) -> Result<(), Errno> {
     let at = unarmed(|| {
         let at = map(t, 0, PRIVATE, 0)?;
-        (0..8).step_by(2).try_for_each(|i| put_user(at + i * PAGE, &i))?;
+        (0..8)
+            .step_by(2)
+            .try_for_each(|i| put_user(at + i * PAGE, &i))?;
         Ok::<_, Errno>(at)
     })?;
     let result = f(at);
@@ -213,7 +234,10 @@ fn mremap(t: &Tiny) -> Result<(), Errno> {
     let at = unarmed(|| map(t, 0, PRIVATE, 0))?;
     unarmed(|| put_user(at, &1u64))?;
     // The middle of an area, made larger: it must move, and leaves two pieces.
-    let moved = t.call(nr::MREMAP, [at + 2 * PAGE, 2 * PAGE, 16 * PAGE, MAYMOVE, 0, 0]);
+    let moved = t.call(
+        nr::MREMAP,
+        [at + 2 * PAGE, 2 * PAGE, 16 * PAGE, MAYMOVE, 0, 0],
+    );
     if let Ok(to) = moved {
         unmap(t, to, 16);
     }
@@ -232,7 +256,10 @@ fn brk(t: &Tiny) -> Result<(), Errno> {
 
 /// What the address space says must be what its page tables hold.
 fn check_mm() {
-    current_ref().mm_user().expect("a program").check_invariants();
+    current_ref()
+        .mm_user()
+        .expect("a program")
+        .check_invariants();
 }
 
 /// Fails each allocation of `operation` in turn. Returns the number of sites, and whether all was well.
@@ -250,9 +277,7 @@ fn sweep(operation: &Operation, tiny: &Tiny) -> (u32, bool) {
             Ok(()) => {} // an allocation whose failure is absorbed
             Err(e) if reached && operation.errnos.contains(&e) => {}
             Err(e) => {
-                println!(
-                    "fault-inject {name}: allocation {nth} failed with {e}"
-                );
+                println!("fault-inject {name}: allocation {nth} failed with {e}");
                 good = false;
             }
         }
@@ -264,6 +289,10 @@ fn sweep(operation: &Operation, tiny: &Tiny) -> (u32, bool) {
 
 /// Runs every operation with each of its allocations failing in turn. Ends the machine.
 pub fn run() -> ! {
+    // All on one CPU, children too: what moves with a thread from node to node would look like a leak.
+    let here = ksync::CpuMask::new();
+    here.set(0);
+    crate::syscall::set_affinity(&current(), &here);
     let (mut failed, mut total) = (false, 0);
     let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
     for operation in &OPERATIONS {
@@ -287,7 +316,14 @@ pub fn run() -> ! {
         total += sites;
         println!("fault-inject {name}: {sites} allocations failed in turn");
     }
-    println!("fault-inject: {total} allocations in {} operations, {}", OPERATIONS.len(),
-        if failed { "FAILED" } else { "the right errno each time, nothing lost" });
+    println!(
+        "fault-inject: {total} allocations in {} operations, {}",
+        OPERATIONS.len(),
+        if failed {
+            "FAILED"
+        } else {
+            "the right errno each time, nothing lost"
+        }
+    );
     crate::power::off(failed as i32)
 }

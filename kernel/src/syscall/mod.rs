@@ -171,6 +171,7 @@ syscalls! {
     308 "setns" => pidfd::setns,
     309 "getcpu" => process::getcpu,
     318 "getrandom" => process::getrandom,
+    334 "rseq" => crate::rseq::rseq,
     424 "pidfd_send_signal" => pidfd::pidfd_send_signal,
     434 "pidfd_open" => pidfd::pidfd_open,
     435 "clone3" => process::clone3,
@@ -179,7 +180,10 @@ syscalls! {
 
 /// Runs a system call from inside the kernel, as the running program.
 pub fn call(nr: usize, regs: &mut PtRegs) -> SysResult {
-    match TABLE.get(nr).map_or(-(Errno::ENOSYS.0 as isize), |f| f(regs)) {
+    match TABLE
+        .get(nr)
+        .map_or(-(Errno::ENOSYS.0 as isize), |f| f(regs))
+    {
         error @ -4095..0 => Err(Errno(-error as u16)),
         value => Ok(value as usize),
     }

@@ -5,7 +5,7 @@ use tests::{Boot, Failure};
 
 /// The rows.
 pub const MEMORY: &[(&str, usize, Body)] = &[
-    ("lockdep::planted_bugs", 1, || {
+    ("memory::lockdep_planted_bugs", 1, || {
         let outcome = Boot::on("default")
             .words("test=lockdep lockdep=on")
             .succeed()?;
@@ -18,26 +18,30 @@ pub const MEMORY: &[(&str, usize, Body)] = &[
         outcome.says("one_order at kernel/src/debug.rs")?;
         outcome.says("bad_dtor at kernel/src/debug.rs")
     }),
-    ("lockdep::off_finds_nothing", 1, || {
+    ("memory::lockdep_off_finds_nothing", 1, || {
         // The same bugs without lockdep: the test can fail.
         Boot::on("default")
             .words("test=lockdep")
             .fail()?
             .says("planted lock bugs: not found")
     }),
-    ("lockdep::stress_best", 1, || clean_stress("best")),
-    ("lockdep::stress_separate", 1, || clean_stress("separate")),
-    ("lockdep::stress_grouped", 1, || clean_stress("grouped mm_lists=global")),
-    ("lockdep::stress_ctor_worker", 1, || {
+    ("memory::lockdep_stress_best", 1, || clean_stress("best")),
+    ("memory::lockdep_stress_separate", 1, || {
+        clean_stress("separate")
+    }),
+    ("memory::lockdep_stress_grouped", 1, || {
+        clean_stress("grouped mm_lists=global")
+    }),
+    ("memory::lockdep_stress_ctor_worker", 1, || {
         clean_stress("ctor mm_lists=percpu slab_reclaim=worker")
     }),
-    ("lockdep::calls_best", 1, || clean_calls("best")),
-    ("lockdep::calls_single", 1, || clean_calls("single")),
-    ("lockdep::calls_lazy", 1, || clean_calls("lazy")),
-    ("lockdep::sigtest", 1, || {
+    ("memory::lockdep_calls_best", 1, || clean_calls("best")),
+    ("memory::lockdep_calls_single", 1, || clean_calls("single")),
+    ("memory::lockdep_calls_lazy", 1, || clean_calls("lazy")),
+    ("memory::lockdep_sigtest", 1, || {
         clean(Boot::on("default").program("/bin/sigtest").limit(120))?.suite("sigtest", 150)
     }),
-    ("slab::planted_bugs", 1, || {
+    ("memory::slab_planted_bugs", 1, || {
         let outcome = Boot::on("laptop")
             .words("test=slab slab_debug=planted,neighbour lockdep=on")
             .succeed()?;
@@ -60,7 +64,7 @@ pub const MEMORY: &[(&str, usize, Body)] = &[
         }
         Ok(())
     }),
-    ("slab::debug_runs_the_suite", 1, || {
+    ("memory::slab_debug_runs_the_suite", 1, || {
         // Red zones, poison and tracks around every object, while programs run.
         let boot = Boot::on("default").words("slab_debug=on lockdep=on");
         boot.program("/bin/calls")
@@ -69,8 +73,12 @@ pub const MEMORY: &[(&str, usize, Body)] = &[
             .suite("calls", 850)
     }),
     ("memory::every_allocation_fails", 1, || injected("best")),
-    ("memory::every_allocation_fails_separate", 1, || injected("separate")),
-    ("memory::every_allocation_fails_single", 1, || injected("single")),
+    ("memory::every_allocation_fails_separate", 1, || {
+        injected("separate")
+    }),
+    ("memory::every_allocation_fails_single", 1, || {
+        injected("single")
+    }),
 ];
 
 fn clean(boot: Boot) -> Result<tests::Outcome, Failure> {

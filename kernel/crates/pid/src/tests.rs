@@ -429,7 +429,10 @@ fn a_group_knows_the_order_of_joining(kind: PidMapKind) {
     let members: Vec<_> = (1..=5).map(|i| (task(i), AtomicU64::new(0))).collect();
     for (task, joined) in &members {
         assert_eq!(pid.attach_to_group(task.clone(), joined), Ok(()));
-        assert_eq!(pid.attach_to_group(task.clone(), joined), Err(AttachError::Busy));
+        assert_eq!(
+            pid.attach_to_group(task.clone(), joined),
+            Err(AttachError::Busy)
+        );
     }
     assert!(members.iter().map(|m| m.1.load(Relaxed)).eq(1..=5));
     // Who leaves and comes back is the last; the others keep their order.
@@ -438,7 +441,14 @@ fn a_group_knows_the_order_of_joining(kind: PidMapKind) {
     assert_eq!(pid.attach_to_group(task.clone(), joined), Ok(()));
     let mut order = Vec::new();
     pid.for_each_task(PidType::Pgid, |t| {
-        order.push(members.iter().find(|m| KArc::ptr_eq(&m.0, t)).unwrap().1.load(Relaxed));
+        order.push(
+            members
+                .iter()
+                .find(|m| KArc::ptr_eq(&m.0, t))
+                .unwrap()
+                .1
+                .load(Relaxed),
+        );
         true
     });
     assert_eq!(order, [1, 3, 4, 5, 6]);
@@ -446,7 +456,10 @@ fn a_group_knows_the_order_of_joining(kind: PidMapKind) {
         assert_eq!(pid.detach(PidType::Pgid, task), i == 4);
     }
     let (task, joined) = &members[0];
-    assert_eq!(pid.attach_to_group(task.clone(), joined), Err(AttachError::Dead));
+    assert_eq!(
+        pid.attach_to_group(task.clone(), joined),
+        Err(AttachError::Dead)
+    );
     free_pid(&pid);
 }
 

@@ -14,8 +14,8 @@
 use crate::cache::{CacheFlags, CacheStats, Ctor, Dtor, KmemCache};
 use crate::geometry::SHEAF_CAPACITIES;
 use crate::node::Node;
-use crate::sheaf::{CpuCache, Sheaf};
 use crate::report::report;
+use crate::sheaf::{CpuCache, Sheaf};
 use crate::{AllocError, check, debug};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};

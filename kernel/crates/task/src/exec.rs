@@ -111,6 +111,9 @@ pub trait Image {
     fn space(&self) -> &KArc<AddressSpace>;
 }
 
+/// Bytes of `struct rseq` that the kernel fills: as far as `mm_cid`.
+pub const RSEQ_FEATURE_SIZE: u64 = 28;
+
 /// What the auxiliary vector says of the machine and the moment.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AuxInfo {
@@ -411,7 +414,7 @@ fn build_stack(
     let strings_at = strings_at(args, name);
     let platform_at = strings_at - PLATFORM.len();
     let random_at = (platform_at - aux.random.len()) & !15;
-    let vector: [(u64, u64); 20] = [
+    let vector: [(u64, u64); 22] = [
         (33, aux.vdso as u64),            // AT_SYSINFO_EHDR
         (16, aux.hwcap),                  // AT_HWCAP
         (6, PAGE_SIZE as u64),            // AT_PAGESZ
@@ -429,6 +432,8 @@ fn build_stack(
         (23, 0),                          // AT_SECURE
         (25, random_at as u64),           // AT_RANDOM
         (26, aux.hwcap2),                 // AT_HWCAP2
+        (27, RSEQ_FEATURE_SIZE),          // AT_RSEQ_FEATURE_SIZE
+        (28, 32),                         // AT_RSEQ_ALIGN
         (31, name_at as u64),             // AT_EXECFN
         (15, platform_at as u64),         // AT_PLATFORM
         (51, aux.min_signal_stack),       // AT_MINSIGSTKSZ

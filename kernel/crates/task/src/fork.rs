@@ -214,6 +214,11 @@ fn fill(task: &KArc<Task>, cur: &Task, args: &CloneArgs, mm: Option<MmUser>) {
         task.clear_child_tid
             .store(args.child_tid, Ordering::Relaxed);
     }
+    // A thread registers for itself; a copy of the memory has its parent's area.
+    if args.flags & clone::VM == 0 {
+        task.rseq.copy_from(&cur.rseq);
+        task.note_switched();
+    }
     // The alternate stack is kept only by a child that runs on a copy of the memory, or on the parent's while it waits.
     if args.flags & (clone::VM | clone::VFORK) != clone::VM {
         let altstack = *cur.altstack.lock();

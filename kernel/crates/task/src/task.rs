@@ -18,8 +18,12 @@ pub mod flags {
     pub const SIGPENDING: u32 = 1;
     /// A saved signal mask is to be put back (rt_sigsuspend).
     pub const RESTORE_SIGMASK: u32 = 2;
+    /// It has been off the CPU since its `rseq` area was written.
+    pub const RSEQ: u32 = 4;
+    /// What signals leave to do before user mode.
+    pub const SIGNAL_WORK: u32 = SIGPENDING | RESTORE_SIGMASK;
     /// What the way back to user mode looks at.
-    pub const WORK: u32 = SIGPENDING | RESTORE_SIGMASK;
+    pub const WORK: u32 = SIGNAL_WORK | RSEQ;
     /// A thread of the kernel: no address space of its own, no signals.
     pub const KTHREAD: u32 = 1 << 8;
     /// On its way out.
@@ -47,6 +51,29 @@ pub struct ArchThread {
     pub trap_error: AtomicUsize,
     /// Address of the last page fault that became a signal.
     pub trap_address: AtomicUsize,
+}
+
+/// What a thread has registered by rseq(2). Written by the thread itself, or before it runs.
+#[derive(Debug, Default)]
+pub struct Rseq {
+    /// Address of its `struct rseq`; 0: none.
+    pub at: AtomicUsize,
+    /// Bytes of it.
+    pub len: AtomicU32,
+    /// What must stand before an abort handler.
+    pub signature: AtomicU32,
+}
+
+impl Rseq {
+    /// Takes on another's registration: a copy of the memory keeps its area.
+    pub(crate) fn copy_from(&self, other: &Rseq) {
+        self.len
+            .store(other.len.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.signature
+            .store(other.signature.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.at
+            .store(other.at.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
 }
 
 /// One thread. Link slots: 0 and 1 process group and session (pid), 2 run queue, 3 its process's threads.
@@ -87,6 +114,8 @@ pub struct Task {
     pub set_child_tid: AtomicUsize,
     /// `set_robust_list`.
     pub robust_list: AtomicUsize,
+    /// rseq(2).
+    pub rseq: Rseq,
     /// Where an interrupted sleep was to end, for restart_syscall.
     pub restart_deadline_ns: AtomicU64,
     /// Where its remaining time was to go.
@@ -159,6 +188,7 @@ impl Task {
             clear_child_tid: AtomicUsize::new(0),
             set_child_tid: AtomicUsize::new(0),
             robust_list: AtomicUsize::new(0),
+            rseq: Rseq::default(),
             restart_deadline_ns: AtomicU64::new(0),
             restart_remaining_at: AtomicUsize::new(0),
             altstack: SpinLock::new(AltStack::default(), lock_class!("task_altstack")),
@@ -198,6 +228,20 @@ impl Task {
     #[inline(always)]
     pub fn has_work(&self) -> bool {
         self.flags.load(Ordering::Relaxed) & flags::WORK != 0
+    }
+
+    /// Whether signals want something done before user mode: what ends an interruptible sleep.
+    #[inline(always)]
+    pub fn has_signal_work(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & flags::SIGNAL_WORK != 0
+    }
+
+    /// The thread has been off the CPU: another may have its number, and its concurrency id.
+    #[inline(always)]
+    pub fn note_switched(&self) {
+        if self.rseq.at.load(Ordering::Relaxed) != 0 {
+            self.set_flag(flags::RSEQ);
+        }
     }
 
     /// Its id.

@@ -238,7 +238,10 @@ pub extern "C" fn exit_to_user(regs: &mut PtRegs) {
         }
         if sched::current_ref().has_work() {
             x86_64::instructions::interrupts::enable();
-            signal::do_work(regs);
+            crate::rseq::before_user_mode(regs);
+            if sched::current_ref().has_signal_work() {
+                signal::do_work(regs);
+            }
             continue;
         }
         return;
