@@ -17,6 +17,7 @@ mod pids;
 mod pipes;
 mod pointers;
 mod process;
+mod rseq;
 mod threads;
 
 use core::ffi::CStr;
@@ -50,6 +51,7 @@ fn suite(args: &Args, filter: &'static [u8]) -> i32 {
     t.group("inits", |t| inits::run(t, args));
     t.group("exec", |t| exec::run(t, args));
     t.group("threads", |t| threads::run(t, args));
+    t.group("rseq", rseq::run);
     t.group("misc", misc::run);
     t.group("pointers", |t| pointers::run(t, args));
     rt::sys!(UNLINK, SCRATCH.as_ptr());
