@@ -29,14 +29,14 @@ pub struct Artifacts {
 impl Artifacts {
     /// Builds everything.
     pub fn build(toolchain: &Toolchain) -> Result<Self> {
-        Self::build_moved(toolchain, 0)
+        Self::build_shuffled(toolchain, None)
     }
 
-    /// The same, with so many bytes before the kernel's code and data.
-    pub fn build_moved(toolchain: &Toolchain, padding: u32) -> Result<Self> {
+    /// The same, the kernel's functions and variables in another order for each `seed`.
+    pub fn build_shuffled(toolchain: &Toolchain, seed: Option<u32>) -> Result<Self> {
         let mut system = toolchain.cargo("build", KERNEL_FLAGS);
-        if padding > 0 {
-            system.env("TINE_PADDING", padding.to_string());
+        if let Some(seed) = seed {
+            system.env("TINE_LAYOUT", seed.to_string());
         }
         system.args(["--release", "-p", "boot", "-p", "kernel"]);
         let system = executables("building boot and kernel", system)?;

@@ -141,7 +141,8 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         Some(path) => path.clone(),
         None => paths::target().join("bench").join(format!("{name}.jsonl")),
     };
-    let runner = Runner::new(installer, options.jobs, &cells, profile, 0)?.append(&options.append);
+    let runner =
+        Runner::new(installer, options.jobs, &cells, profile, None)?.append(&options.append);
     let rows = runner.run_to(&cells, &out, options.fresh)?;
     compare::table(&rows);
     println!("{} results in {}", rows.len(), paths::shown(&out));
@@ -170,7 +171,8 @@ fn with_baseline(options: &Options, installer: &Installer) -> Result<()> {
     }
     let cells = Selection::default().cells(BASELINE)?;
     let profile = Profile::load(&options.profile)?;
-    let runner = Runner::new(installer, options.jobs, &cells, profile, 0)?.append(&options.append);
+    let runner =
+        Runner::new(installer, options.jobs, &cells, profile, None)?.append(&options.append);
     let rows = runner.run(&cells, |_| Ok(()))?;
     if let Some(failed) = rows.iter().find(|r| r.error.is_some()) {
         bail!(

@@ -68,7 +68,7 @@ pub fn check(cell: &Cell, profile: &Profile) -> Result<()> {
 }
 
 impl Runner {
-    /// Builds the system, its code and data moved by `padding` bytes, and the simulator if one of `cells` needs it.
+    /// Builds the system, its code and data in an order by `layout`, and the simulator if one of `cells` needs it.
     ///
     /// # Errors
     /// What is missing, or does not compile.
@@ -77,12 +77,12 @@ impl Runner {
         jobs: Option<usize>,
         cells: &[Cell],
         profile: Profile,
-        padding: u32,
+        layout: Option<u32>,
     ) -> Result<Runner> {
         let (emulator, toolchain) = emulator::ensure_all(installer)?;
         let simulated = cells.iter().any(|c| c.mode == Kind::Numasim);
         let plugin = simulated.then(|| Plugin::build(&emulator)).transpose()?;
-        let artifacts = Artifacts::build_moved(&toolchain, padding)?;
+        let artifacts = Artifacts::build_shuffled(&toolchain, layout)?;
         let initramfs = artifacts.initramfs()?.finish()?;
         let mut all = fs::read(&artifacts.kernel)?;
         all.extend(fs::read(&artifacts.boot)?);
