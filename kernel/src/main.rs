@@ -22,6 +22,7 @@ mod boot_mem;
 mod debug;
 mod errno;
 mod files;
+mod itimer;
 mod kstats;
 mod ktest;
 mod machine;

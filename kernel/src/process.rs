@@ -37,6 +37,7 @@ pub fn kernel_clone(args: &CloneArgs, regs: &PtRegs, at: &CloneRegs) -> Result<i
     if args.flags & clone::SETTLS != 0 && at.tls >= TASK_SIZE {
         return Err(Errno::EPERM);
     }
+    crate::syscall::may_fork()?;
     let new = task::fork::copy_process(&cur, args)?;
     let files = if args.flags & clone::PIDFD != 0 {
         cur.files.lock().clone()
@@ -216,9 +217,11 @@ pub fn kernel_execve(path: &[u8], args: ExecArgs) -> Result<(), Errno> {
     if let Some(files) = files {
         files.close_on_exec();
     }
+    crate::itimer::forget(&task.process, true);
     clear_child_tid(task);
     let timer = phases::start();
     let Loaded { mm, entry, sp } = loaded;
+    crate::syscall::apply_limits_to(&task.process, &mm);
     let old = replace_mm(task, Some(mm));
     task::exit::mm_released(task);
     drop(old);
@@ -303,6 +306,9 @@ pub fn do_exit(status: i32) -> ! {
     let fs = task.fs.lock().take();
     drop(fs);
     phases::end(Phase::Files, timer);
+    if is_last {
+        crate::itimer::forget(&task.process, false);
+    }
     if is_last && task.process.is_namespace_init() {
         crate::power::init_died(task, status);
         task::pids::zap_namespace(task);

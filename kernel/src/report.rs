@@ -5,6 +5,7 @@ use crate::kstats;
 /// Calls that programs made in vain.
 pub fn missing_syscalls() {
     for (nr, count) in kstats::missing() {
-        info!("missing system call {nr}: {count} times, answered ENOSYS");
+        let name = crate::syscall::name_of(nr);
+        info!("missing system call {name} ({nr}): {count} times, answered ENOSYS");
     }
 }

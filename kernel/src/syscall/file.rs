@@ -1,7 +1,7 @@
 //! Files: thin layers over the vfs crate, and the layouts of what they return.
 
 use super::process::read_path;
-use super::uio::{IOV_MAX, MAX_RW_COUNT, UserRange, UserRanges};
+use super::uio::{MAX_RW_COUNT, UserRange, UserRanges};
 use super::{Args, SysResult};
 use crate::arch::PtRegs;
 use crate::arch::uaccess::{self, Plain, get_user, put_user};
@@ -16,11 +16,11 @@ const AT_FDCWD: i32 = -100;
 const AT_SYMLINK_NOFOLLOW: usize = 0x100;
 const AT_REMOVEDIR: usize = 0x200;
 const AT_EMPTY_PATH: usize = 0x1000;
-fn files() -> Result<KArc<Files>, Errno> {
+pub fn files() -> Result<KArc<Files>, Errno> {
     current_ref().files.lock().clone().ok_or(Errno::EBADF)
 }
 
-fn fs() -> Result<KArc<FsStruct>, Errno> {
+pub fn fs() -> Result<KArc<FsStruct>, Errno> {
     current_ref().fs.lock().clone().ok_or(Errno::ENOENT)
 }
 
@@ -100,7 +100,7 @@ pub fn writev(regs: &mut PtRegs) -> SysResult {
 }
 
 /// Runs `f` with the directory that `dirfd` names.
-fn at_dir<R>(
+pub fn at_dir<R>(
     dirfd: i32,
     path: &[u8],
     f: impl FnOnce(At) -> Result<R, vfs::VfsError>,
@@ -113,7 +113,7 @@ fn at_dir<R>(
     Ok(f(At::dir(&fs, &base))?)
 }
 
-fn do_open(dirfd: i32, path_at: usize, flags: usize, mode: usize) -> SysResult {
+pub fn do_open(dirfd: i32, path_at: usize, flags: usize, mode: usize) -> SysResult {
     let flags = OpenFlags::from_bits_retain(flags as u32);
     let path = read_path(path_at)?;
     let files = files()?;
@@ -220,19 +220,24 @@ pub fn fstat(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn newfstatat(regs: &mut PtRegs) -> SysResult {
-    let (dirfd, path_at, flags) = (regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<3>());
+    let flags = regs.arg::<3>();
     if flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | 0x800) != 0 {
         return Err(Errno::EINVAL);
     }
+    let stat = stat_at(regs.arg::<0>() as i32, regs.arg::<1>(), flags)?;
+    put_stat(regs.arg::<2>(), &stat)
+}
+
+/// Attributes of what a directory, a path and AT_ flags name.
+pub fn stat_at(dirfd: i32, path_at: usize, flags: usize) -> Result<Kstat, Errno> {
     let empty = flags & AT_EMPTY_PATH != 0 && (path_at == 0 || get_user::<u8>(path_at)? == 0);
-    let s = if empty && dirfd != AT_FDCWD {
-        files()?.get_raw(dirfd)?.stat()
+    if empty && dirfd != AT_FDCWD {
+        Ok(files()?.get_raw(dirfd)?.stat())
     } else if empty {
-        at_dir(AT_FDCWD, b".", |at| vfs::stat(at, b".", true))?
+        at_dir(AT_FDCWD, b".", |at| vfs::stat(at, b".", true))
     } else {
-        stat_path(dirfd, path_at, flags & AT_SYMLINK_NOFOLLOW == 0)?
-    };
-    put_stat(regs.arg::<2>(), &s)
+        stat_path(dirfd, path_at, flags & AT_SYMLINK_NOFOLLOW == 0)
+    }
 }
 
 pub fn lseek(regs: &mut PtRegs) -> SysResult {
@@ -361,39 +366,6 @@ pub fn ioctl(regs: &mut PtRegs) -> SysResult {
     }
 }
 
-/// poll over what can be asked at once; waits by looking again at each wake-up of this thread.
-pub fn poll(regs: &mut PtRegs) -> SysResult {
-    let (at, count, timeout_ms) = (regs.arg::<0>(), regs.arg::<1>(), regs.arg::<2>() as i32);
-    if count > IOV_MAX {
-        return Err(Errno::EINVAL);
-    }
-    let deadline =
-        (timeout_ms >= 0).then(|| crate::arch::clock::now_ns() + timeout_ms as u64 * 1_000_000);
-    loop {
-        let mut ready = 0;
-        for i in 0..count {
-            let [fd, events]: [i32; 2] = get_user(at + i * 8)?;
-            let wanted = events as u16 | 0x18; // ERR and HUP are always reported
-            let found = match fd {
-                ..0 => 0,
-                _ => get(fd).map_or(0x20, |f| f.poll().bits() as u16 & wanted),
-            };
-            put_user(at + i * 8 + 6, &found)?;
-            ready += (found != 0) as usize;
-        }
-        let now = crate::arch::clock::now_ns();
-        if ready > 0 || deadline.is_some_and(|d| now >= d) {
-            return Ok(ready);
-        }
-        if ksync::arch::signal_pending() {
-            return Err(Errno::ERESTARTNOHAND);
-        }
-        // No queue can be waited on together with others yet: look again every millisecond.
-        let next = now + 1_000_000;
-        crate::sched::park_until(Some(deadline.map_or(next, |d| d.min(next))));
-    }
-}
-
 pub fn access(regs: &mut PtRegs) -> SysResult {
     do_access(AT_FDCWD, regs.arg::<0>(), regs.arg::<1>())
 }
@@ -485,6 +457,12 @@ pub fn readlink(regs: &mut PtRegs) -> SysResult {
 }
 
 pub fn readlinkat(regs: &mut PtRegs) -> SysResult {
+    let (dirfd, len) = (regs.arg::<0>() as i32, regs.arg::<3>());
+    if len as isize > 0 && get_user::<u8>(regs.arg::<1>())? == 0 && dirfd != AT_FDCWD {
+        let file = files()?.get_raw(dirfd)?;
+        let mut out = UserRange::new(regs.arg::<2>(), len)?;
+        return Ok(vfs::freadlink(&*fs()?, &file, &mut out)?);
+    }
     do_readlink(
         regs.arg::<0>() as i32,
         regs.arg::<1>(),

@@ -17,7 +17,6 @@ use task::wait::{Which, options};
 use task::{Task, pids, signal};
 
 const PATH_MAX: usize = 4096;
-const RLIM_INFINITY: u64 = u64::MAX;
 
 fn clone_args(flags: u64, exit_signal: u32, child_tid: usize) -> CloneArgs<'static> {
     CloneArgs {
@@ -304,7 +303,7 @@ pub fn zero(_: &mut PtRegs) -> SysResult {
 }
 
 /// The process `pid` names; 0 is the caller's.
-fn process_by_id(pid: i32) -> Result<KArc<task::Process>, Errno> {
+pub fn process_by_id(pid: i32) -> Result<KArc<task::Process>, Errno> {
     match pid {
         0 => Ok(current_ref().process.clone()),
         1.. => pids::find_process(pid as u32, current_ref().pid()).ok_or(Errno::ESRCH),
@@ -406,92 +405,6 @@ pub fn sysinfo(regs: &mut PtRegs) -> SysResult {
         .map_or(0, |_| current_ref().pid().ns().nr_pids()) as u64;
     words[13] = 1; // mem_unit
     uaccess::put_user(regs.arg::<0>(), &words)?;
-    Ok(0)
-}
-
-const RLIMITS: [(u64, u64); 16] = {
-    let mut limits = [(RLIM_INFINITY, RLIM_INFINITY); 16];
-    limits[3] = (8 << 20, RLIM_INFINITY); // STACK
-    limits[4] = (0, RLIM_INFINITY); // CORE
-    limits[6] = (1 << 22, 1 << 22); // NPROC
-    limits[7] = (1024, 1 << 20); // NOFILE
-    limits
-};
-
-/// Names of the limits, and their units, as /proc/PID/limits shows them.
-const RLIMIT_NAMES: [(&str, &str); 16] = [
-    ("Max cpu time", "seconds"),
-    ("Max file size", "bytes"),
-    ("Max data size", "bytes"),
-    ("Max stack size", "bytes"),
-    ("Max core file size", "bytes"),
-    ("Max resident set", "bytes"),
-    ("Max processes", "processes"),
-    ("Max open files", "files"),
-    ("Max locked memory", "bytes"),
-    ("Max address space", "bytes"),
-    ("Max file locks", "locks"),
-    ("Max pending signals", "signals"),
-    ("Max msgqueue size", "bytes"),
-    ("Max nice priority", ""),
-    ("Max realtime priority", ""),
-    ("Max realtime timeout", "us"),
-];
-
-/// /proc/PID/limits.
-pub fn limits_text(_: &task::Process, text: &mut vfs::Text<'_>) {
-    use core::fmt::Write;
-    text.str("Limit                     Soft Limit           Hard Limit           Units     \n");
-    for ((soft, hard), (name, unit)) in RLIMITS.into_iter().zip(RLIMIT_NAMES) {
-        let _ = write!(text, "{name:<25} ");
-        for limit in [soft, hard] {
-            let _ = match limit {
-                RLIM_INFINITY => write!(text, "{:<20} ", "unlimited"),
-                limit => write!(text, "{limit:<20} "),
-            };
-        }
-        let _ = writeln!(text, "{unit:<10}");
-    }
-}
-
-const RLIMIT_NOFILE: usize = 7;
-
-/// Soft and hard limit. That of open files lives with the descriptors; the others are fixed.
-fn limits_of(resource: usize) -> Result<(u64, u64), Errno> {
-    let (soft, hard) = *RLIMITS.get(resource).ok_or(Errno::EINVAL)?;
-    match &*current_ref().files.lock() {
-        Some(files) if resource == RLIMIT_NOFILE => Ok((files.limit() as u64, hard)),
-        _ => Ok((soft, hard)),
-    }
-}
-
-pub fn getrlimit(regs: &mut PtRegs) -> SysResult {
-    let (soft, hard) = limits_of(regs.arg::<0>())?;
-    put_user(regs.arg::<1>(), &[soft, hard])?;
-    Ok(0)
-}
-
-pub fn prlimit64(regs: &mut PtRegs) -> SysResult {
-    let (pid, resource) = (regs.arg::<0>() as i32, regs.arg::<1>());
-    let (soft, hard) = limits_of(resource)?;
-    process_by_id(pid)?;
-    if regs.arg::<2>() != 0 {
-        let [new_soft, new_hard]: [u64; 2] = get_user(regs.arg::<2>())?;
-        if new_soft > new_hard {
-            return Err(Errno::EINVAL);
-        }
-        match &*current_ref().files.lock() {
-            Some(files) if resource == RLIMIT_NOFILE && new_soft <= hard => {
-                files.set_limit(new_soft as u32)
-            }
-            // The others are fixed; asking for what is in force is no change.
-            _ if (new_soft, new_hard) != (soft, hard) => return Err(Errno::EPERM),
-            _ => {}
-        }
-    }
-    if regs.arg::<3>() != 0 {
-        put_user(regs.arg::<3>(), &[soft, hard])?;
-    }
     Ok(0)
 }
 

@@ -19,6 +19,7 @@ pub mod cap {
     #![allow(missing_docs)]
     pub const SETPCAP: u32 = 8;
     pub const SYS_ADMIN: u32 = 21;
+    pub const SYS_RESOURCE: u32 = 24;
     pub const CHECKPOINT_RESTORE: u32 = 40;
     /// The last one that exists.
     pub const LAST: u32 = 40;

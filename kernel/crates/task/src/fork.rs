@@ -187,6 +187,7 @@ fn new_process(cur: &Task, args: &CloneArgs, pid: &PidHandle) -> Result<KArc<Pro
         (state.pgrp.clone(), state.session.clone())
     };
     let process = KArc::new(Process::new(pid.pid().clone(), pgrp, session, sighand))?;
+    process.limits.inherit(&cur.process.limits);
     process
         .exit_signal
         .store(args.exit_signal, Ordering::Relaxed);

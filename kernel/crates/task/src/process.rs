@@ -17,6 +17,7 @@
 //! - INV-PROC-3: `group_exit` is set once and never changes.
 
 use crate::TaskPid;
+use crate::limits::Limits;
 use crate::signal::{Pending, SigHand};
 use crate::task::{Task, flags, slot};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -42,6 +43,8 @@ pub struct Process {
     multithreaded: AtomicBool,
     /// The first process of its pid namespace.
     namespace_init: AtomicBool,
+    /// Its resource limits.
+    pub limits: Limits,
     /// Sent to the parent at the end; 0: none.
     pub exit_signal: AtomicU32,
     /// It has called exec since its fork (setpgid refuses then).
@@ -134,6 +137,7 @@ impl Process {
             live: AtomicU32::new(0),
             multithreaded: AtomicBool::new(false),
             namespace_init: AtomicBool::new(false),
+            limits: Limits::new(),
             exit_signal: AtomicU32::new(crate::signal::SIGCHLD),
             did_exec: AtomicBool::new(false),
             start_time_ns: AtomicU64::new(0),

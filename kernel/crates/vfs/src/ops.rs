@@ -142,7 +142,7 @@ fn target_path<'b>(
     let parts: [&[u8]; 3] = if file.pipe().is_some() {
         [b"pipe:[", &digits[from..], b"]"]
     } else {
-        [b"anon_inode:[", name.as_bytes(), b"]"]
+        [b"anon_inode:", name.as_bytes(), b""]
     };
     let mut at = 0;
     for part in parts {
