@@ -270,7 +270,11 @@ impl File {
             }
             FileKind::Pipe(pipe) => pipe.read(buf, self.nonblock()),
             FileKind::Dev(dev) => dev::read(*dev, buf, self.nonblock()),
-            FileKind::Anon(anon) => anon.read(&mut self.pos.lock(), buf, self.nonblock()),
+            FileKind::Anon(anon) if self.mode.contains(FMode::SEEK) => {
+                anon.read(&mut self.pos.lock(), buf, self.nonblock())
+            }
+            // No position, no lock: a reader that waits must not keep the writer out that it waits for.
+            FileKind::Anon(anon) => anon.read(&mut 0, buf, self.nonblock()),
             FileKind::Synth(cursor) => {
                 let mut pos = self.pos.lock();
                 let n = self.read_synth(cursor, *pos, buf)?;
@@ -297,7 +301,10 @@ impl File {
             }
             FileKind::Pipe(pipe) => pipe.write(buf, self.nonblock()),
             FileKind::Dev(dev) => dev::write(*dev, buf),
-            FileKind::Anon(anon) => anon.write(&mut self.pos.lock(), buf, self.nonblock()),
+            FileKind::Anon(anon) if self.mode.contains(FMode::SEEK) => {
+                anon.write(&mut self.pos.lock(), buf, self.nonblock())
+            }
+            FileKind::Anon(anon) => anon.write(&mut 0, buf, self.nonblock()),
             FileKind::Synth(_) => self.write_synth(buf),
             FileKind::Dir | FileKind::Path => Err(VfsError::EBADF),
         }

@@ -13,12 +13,15 @@ mod files;
 mod inits;
 mod memory;
 mod misc;
+mod names;
 mod pids;
 mod pipes;
 mod pointers;
+mod proc;
 mod process;
 mod rseq;
 mod threads;
+mod waiting;
 
 use core::ffi::CStr;
 use rt::{Args, Suite};
@@ -52,6 +55,9 @@ fn suite(args: &Args, filter: &'static [u8]) -> i32 {
     t.group("exec", |t| exec::run(t, args));
     t.group("threads", |t| threads::run(t, args));
     t.group("rseq", rseq::run);
+    t.group("names", names::run);
+    t.group("waiting", waiting::run);
+    t.group("proc", |t| proc::run(t, args));
     t.group("misc", misc::run);
     t.group("pointers", |t| pointers::run(t, args));
     rt::sys!(UNLINK, SCRATCH.as_ptr());
