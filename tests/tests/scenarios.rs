@@ -637,16 +637,75 @@ const MEASURING: &[(&str, usize, Body)] = &[
     ("measuring::equal_to_the_digit", MANY, || {
         // Eight CPUs that wait for each other, counted and simulated.
         let dir = directory()?;
-        let sweep = |file: &str| {
+        let sweep = |file: &str, says: &str| {
             let out = dir.path().join(file);
             let words = "fork --mode icount,numasim --topology default --cpus 8 --out";
             let words = words.split(' ').map(OsString::from);
-            bench(&[words.collect(), vec![out.clone().into()]].concat())?.check(true, "results")?;
-            Ok::<_, Failure>(out.into_os_string())
+            bench(&[words.collect(), vec![out.clone().into()]].concat())?.check(true, says)?;
+            Ok::<_, Failure>(out)
         };
-        let (a, b) = (sweep("a")?, sweep("b")?);
-        let words = [OsString::from("--exact"), "--compare".into(), a, b];
-        bench(&words)?.check(true, "equal to the digit").map(drop)
+        let (a, b) = (sweep("a", "3 results")?, sweep("b", "3 results")?);
+        let exact = || {
+            let words = [
+                "--exact".as_ref(),
+                "--compare".as_ref(),
+                a.as_os_str(),
+                b.as_os_str(),
+            ];
+            bench(&words)?.check(true, "3 records, equal to the digit")
+        };
+        exact()?;
+        // As if the second run had died while it wrote its second result: it is completed, to the same end.
+        let text = std::fs::read_to_string(&b).map_err(|e| e.to_string())?;
+        let kept = text.lines().next().map_or(0, str::len) + 100;
+        std::fs::write(&b, &text[..kept]).map_err(|e| e.to_string())?;
+        sweep("b", "1 of 3 cells are there")?;
+        exact().map(drop)
+    }),
+    ("measuring::bad_input", 1, || {
+        let profile = |text: &str| {
+            let file = tempfile::Builder::new().suffix(".toml").tempfile();
+            let file = file.map_err(|e| e.to_string())?;
+            std::fs::write(file.path(), text).map_err(|e| e.to_string())?;
+            Ok::<_, Failure>(file)
+        };
+        let good = include_str!("../../profiles/default.toml");
+        let missing: String = good
+            .lines()
+            .filter(|l| !l.starts_with("dram"))
+            .map(|l| format!("{l}\n"))
+            .collect();
+        let missing = profile(&missing)?;
+        let negative = profile(&good.replace("cycles = 18,", "cycles = -18,"))?;
+        let narrow = profile(&good.replace("\n40 = ", "\n20 = "))?;
+        let with = |file: &tempfile::NamedTempFile| {
+            format!(
+                "locks --mode numasim --topology hygon --cpus 384 --profile {}",
+                file.path().display()
+            )
+        };
+        for (words, says) in [
+            ("frok", "no benchmark is called \"frok\""),
+            ("locks --variant lock=mc", "lock has no variant \"mc\""),
+            ("locks --variant lok=mcs", "no variants are called \"lok\""),
+            ("locks --mode icont", "icount"),
+            ("locks --cpus 999", "999"),
+            (
+                "locks --mode numasim --profile nowhere",
+                "profiles/ has default",
+            ),
+            (&with(&missing), "dram"),
+            (&with(&negative), "cost.locked: -18"),
+            (&with(&narrow), "the profile covers 10 to 20"),
+            ("--compare /no/a /no/b", "/no/a"),
+        ] {
+            let words: Vec<&str> = words.split(' ').collect();
+            let benched = bench(&words)?.check(false, says)?;
+            if benched.said.contains("building ") || benched.said.contains(" left") {
+                return Err(format!("{words:?}: said too late\n{}", benched.said));
+            }
+        }
+        Ok(())
     }),
     ("measuring::a_planted_regression_is_caught", MANY, || {
         let dir = directory()?;

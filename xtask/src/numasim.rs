@@ -13,11 +13,13 @@ use serde::Deserialize;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 /// The oldest QEMU that speaks the plugin's version of the interface.
 const MINIMUM: (u32, u32) = (10, 0);
+/// How the plugin asks for its configuration.
+const ASKS: &str = "config=FILE is missing";
 
 /// The plugin, built.
 pub struct Plugin {
@@ -30,15 +32,7 @@ impl Plugin {
     /// # Errors
     /// That QEMU is too old, or the build failed.
     pub fn build(emulator: &Emulator) -> Result<Self> {
-        ensure!(
-            emulator.version >= MINIMUM,
-            "the simulation needs QEMU {}.{} or later, whose plugin interface it speaks; {} is {}.{}",
-            MINIMUM.0,
-            MINIMUM.1,
-            emulator.program.display(),
-            emulator.version.0,
-            emulator.version.1
-        );
+        new_enough(emulator)?;
         let mut cargo = Command::new(own_cargo());
         toolchain::clean_environment(&mut cargo);
         cargo.current_dir(paths::root());
@@ -57,9 +51,9 @@ impl Plugin {
         let library = files
             .filter_map(|f| f.as_str().map(PathBuf::from))
             .find(|f| f.extension().is_some_and(|e| e == "so" || e == "dylib"));
-        Ok(Self {
-            library: library.context("cargo built no plugin")?,
-        })
+        let library = library.context("cargo built no plugin")?;
+        accepts(emulator, &library)?;
+        Ok(Self { library })
     }
 
     /// Itself and what it would be told, for a fingerprint.
@@ -97,6 +91,41 @@ impl Plugin {
         }
         Ok(vec!["-plugin".into(), word])
     }
+}
+
+/// Refuses a QEMU that has not the plugin's version of the interface yet.
+fn new_enough(emulator: &Emulator) -> Result<()> {
+    ensure!(
+        emulator.version >= MINIMUM,
+        "the simulation needs QEMU {}.{} or later, whose plugin interface it speaks; {} is {}.{}",
+        MINIMUM.0,
+        MINIMUM.1,
+        emulator.program.display(),
+        emulator.version.0,
+        emulator.version.1
+    );
+    Ok(())
+}
+
+/// Whether QEMU takes the plugin, before anything boots: on a machine of nothing, the plugin is loaded, told nothing, and
+/// asks for its configuration. If QEMU does not get that far, for it no longer speaks that version, say, it says why.
+fn accepts(emulator: &Emulator, library: &Path) -> Result<()> {
+    let output = Command::new(&emulator.program)
+        .args(["-machine", "none", "-nodefaults", "-display", "none"])
+        .arg("-plugin")
+        .arg(library)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", emulator.program.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        said.contains(ASKS),
+        "QEMU {}.{} does not take the simulator: {}",
+        emulator.version.0,
+        emulator.version.1,
+        said.trim()
+    );
+    Ok(())
 }
 
 /// Cycles lost, and how.
@@ -298,6 +327,42 @@ mod tests {
         );
         assert_eq!(window.lines[0].name.as_deref(), Some("task +0x40"));
         assert!(sim.describe().contains("7 switches"));
+    }
+
+    #[test]
+    fn an_old_qemu_is_refused() {
+        let of = |version| Emulator {
+            program: "/opt/qemu".into(),
+            version,
+        };
+        let error = new_enough(&of((9, 2))).unwrap_err().to_string();
+        assert!(error.contains("/opt/qemu is 9.2"), "{error}");
+        assert!(new_enough(&of((10, 0))).is_ok() && new_enough(&of((11, 1))).is_ok());
+    }
+
+    /// A plugin of another version, made here; with no QEMU there is nobody to refuse it.
+    #[test]
+    fn a_plugin_of_another_version_is_refused() {
+        let Some(emulator) = crate::emulator::find() else {
+            eprintln!("no QEMU: not tested");
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (source, library) = (dir.path().join("p.rs"), dir.path().join("libp.so"));
+        let text = "#[unsafe(no_mangle)] pub static qemu_plugin_version: i32 = 99;\n\
+            #[unsafe(no_mangle)] pub extern \"C\" fn qemu_plugin_install() -> i32 { -1 }\n";
+        fs::write(&source, text).unwrap();
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let built = Command::new(rustc)
+            .args(["--edition", "2024", "--crate-type", "cdylib", "-o"])
+            .args([&library, &source])
+            .status();
+        assert!(built.unwrap().success());
+        let error = accepts(&emulator, &library).unwrap_err().to_string();
+        assert!(
+            error.contains("does not take") && error.contains("99"),
+            "{error}"
+        );
     }
 
     #[test]
