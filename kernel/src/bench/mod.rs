@@ -94,6 +94,8 @@ benchmarks! {
     thread::Thread = "thread",
     /// All CPUs fork, exec, exit and wait at random; then nothing may be missing.
     storm::Storm = "storm",
+    /// Forks and execs without memory to spare; then nothing may be missing.
+    pressure::Pressure = "pressure",
     /// Take a pid and give it back; `depth` namespaces down.
     pid::PidAlloc = "pid",
     /// Address spaces made and ended, by design and by possible CPUs.

@@ -56,10 +56,15 @@ impl Tiny {
         reap_one()
     }
 
+    /// A child that makes a second thread, joins it and exits. The caller reaps it before this value moves.
+    pub fn spawn_threaded(&self) -> Result<(), Errno> {
+        let me = core::ptr::from_ref(self) as usize;
+        process::clone_into_kernel(&clone_args(0), child_threads, me)
+    }
+
     /// Fork a child that makes a second thread, joins it and exits; wait.
     pub fn fork_thread(&self) -> Result<(), Errno> {
-        let me = core::ptr::from_ref(self) as usize;
-        process::clone_into_kernel(&clone_args(0), child_threads, me)?;
+        self.spawn_threaded()?;
         reap_one()
     }
 

@@ -107,6 +107,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "forkexec", doc: "fork, exec, exit, wait",        axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
     Benchmark { name: "thread",   doc: "thread create, exit, join",     axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
     Benchmark { name: "storm",    doc: "all of these, and a leak check", axes: &[], ops: [50, 10, 500], window: OPS_ONLY },
+    Benchmark { name: "pressure", doc: "forks and execs without memory to spare", axes: &[], ops: [0, 0, 0], window: OPS_ONLY },
     Benchmark { name: "pid",      doc: "take a pid and give it back",   axes: &[], ops: [640, 0, 2000], window: (2_000_000, 300_000) },
     Benchmark { name: "slab",     doc: "objects allocated and freed",
                 axes: &[("slab_pattern", PATTERNS)], ops: [640, 0, 2000], window: (4_000_000, 50_000) },

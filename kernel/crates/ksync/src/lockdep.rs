@@ -419,7 +419,9 @@ pub(crate) fn acquire(class: &'static LockClass, how: How, tried: bool) {
             }
         };
         let first = |bit: u8| USAGE[here.node as usize].fetch_or(bit, Relaxed) & bit == 0;
-        if s.dtors > 0 && !here.leaf && first(IN_DTOR) {
+        // An interrupt's locks are not the destructor's.
+        let in_irq = IRQ_DEPTH[arch::smp_processor_id()].load(Relaxed) > 0;
+        if s.dtors > 0 && !in_irq && !here.leaf && first(IN_DTOR) {
             note(Wrong::Dtor);
         }
         if here.leaf && !irqs_off && first(LEAF_IRQS_ON) {

@@ -79,7 +79,9 @@ pub use list::{Iter, List};
 pub use object::{Link, LinkArray, Object, ObjectCache, class_cache};
 pub use page_alloc::Gfp;
 pub use place::{Place, owner_of_percpu, place_of};
-pub use reclaim::{Reclaim, run_worker, set_reclaim, start_reclaim, under_pressure};
+pub use reclaim::{
+    Reclaim, pressure_counts, run_worker, set_reclaim, start_reclaim, under_pressure,
+};
 pub use refpool::RefPool;
 pub use registry::slabinfo;
 pub use report::{Reporter, nr_reports, set_reporter};

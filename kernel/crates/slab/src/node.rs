@@ -220,6 +220,9 @@ pub(crate) fn destroy_slab(slab: Slab) {
     // SAFETY: as above.
     let cache = unsafe { &*slab.cache() };
     if let Some(dtor) = cache.dtor() {
+        // As if memory had run out under a spinlock, which a destructor must be fit for; and what the scheduler takes is
+        // not the destructor's.
+        let _atomic = ksync::PreemptGuard::new();
         let _dtor = ksync::lockdep::dtor_section();
         for i in 0..slab.objects() {
             // SAFETY: an object is never at address zero.

@@ -24,7 +24,7 @@ use crate::drain::DRAIN;
 use crate::node::destroy_slab;
 use crate::page::Slab;
 use crate::registry;
-use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering::*};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering::*};
 use ksync::{LockClass, SpinLock};
 
 /// Where slabs with destructors are reclaimed.
@@ -53,6 +53,8 @@ impl Reclaim {
 
 static POLICY: AtomicU8 = AtomicU8::new(Reclaim::Inline as u8);
 static WAKER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+static NR_CALLS: AtomicUsize = AtomicUsize::new(0);
+static NR_PAGES: AtomicUsize = AtomicUsize::new(0);
 static CLASS: LockClass = LockClass::new_leaf("slab_pending");
 /// Slabs that wait for the worker.
 static PENDING: SpinLock<Option<Slab>> = SpinLock::new(None, &CLASS);
@@ -129,7 +131,14 @@ pub fn under_pressure() -> usize {
     if left || pages == 0 {
         wake_worker();
     }
+    NR_CALLS.fetch_add(1, Relaxed);
+    NR_PAGES.fetch_add(pages, Relaxed);
     pages
+}
+
+/// How often memory ran out, and how many pages the caches gave back at once.
+pub fn pressure_counts() -> (usize, usize) {
+    (NR_CALLS.load(Relaxed), NR_PAGES.load(Relaxed))
 }
 
 impl KmemCache {

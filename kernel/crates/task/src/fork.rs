@@ -76,12 +76,47 @@ pub struct CloneArgs<'a> {
 
 /// A thread that exists but that nobody can find. Dropping it undoes everything.
 pub struct NewTask {
-    task: KArc<Task>,
+    task: Unpublished,
     /// Frees the pid unless published.
     pid: PidHandle,
     is_new_process: bool,
     parent: KArc<Process>,
     vfork: Option<KArc<VforkDone>>,
+}
+
+/// A thread that may come to nothing. Its memory and files are then given up here, where one may sleep: the thread itself
+/// goes in an RCU callback, where nobody may.
+struct Unpublished(Option<KArc<Task>>);
+
+impl Unpublished {
+    #[inline]
+    fn task(&self) -> &KArc<Task> {
+        self.0.as_ref().expect("present until published")
+    }
+
+    #[inline]
+    fn into_task(mut self) -> KArc<Task> {
+        self.0.take().expect("present until published")
+    }
+}
+
+impl Drop for Unpublished {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            give_up(&task);
+        }
+    }
+}
+
+#[cold]
+fn give_up(task: &Task) {
+    let mm = task.mm.lock().take();
+    drop(mm);
+    let files = task.files.lock().take();
+    drop(files);
+    let fs = task.fs.lock().take();
+    drop(fs);
 }
 
 /// Refuses combinations that Linux refuses, in its order.
@@ -167,7 +202,7 @@ pub fn copy_process(cur: &KArc<Task>, args: &CloneArgs) -> Result<NewTask, TaskE
     *task.fs.lock() = fs;
     *task.vfork_done.lock() = vfork.clone();
     Ok(NewTask {
-        task,
+        task: Unpublished(Some(task)),
         pid,
         is_new_process,
         parent,
@@ -234,12 +269,12 @@ fn fill(task: &KArc<Task>, cur: &Task, args: &CloneArgs, mm: Option<MmUser>) {
 impl NewTask {
     /// The thread, for the machine layer.
     pub fn task(&self) -> &KArc<Task> {
-        &self.task
+        self.task.task()
     }
 
     /// The process it belongs to, its own unless it is a further thread.
     pub fn process(&self) -> &KArc<Process> {
-        &self.task.process
+        &self.task.task().process
     }
 
     /// What a vfork parent waits for.
@@ -289,8 +324,9 @@ impl NewTask {
                 return Err(undo(task, pid, TaskError::NoMemory));
             }
             if is_new_process {
-                link_process(&task, &parent, &mut state, now_ns);
+                link_process(task.task(), &parent, &mut state, now_ns);
             } else {
+                let task = task.task();
                 state
                     .threads
                     .push_back(task.clone())
@@ -298,13 +334,14 @@ impl NewTask {
                 task.process.thread_linked();
                 task.process.set_multithreaded(true);
             }
-            pid.attach(&task, is_new_process);
-            return Ok(task);
+            pid.attach(task.task(), is_new_process);
+            drop(state);
+            return Ok(task.into_task());
         }
     }
 }
 
-fn undo(task: KArc<Task>, pid: PidHandle, error: TaskError) -> TaskError {
+fn undo(task: Unpublished, pid: PidHandle, error: TaskError) -> TaskError {
     drop(task);
     drop(pid);
     error
