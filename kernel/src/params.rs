@@ -220,6 +220,10 @@ kparam::params! {
         depth: u64 = 0,
         /// Pids that each worker of `bench=pid` keeps in use: 0 to 4096.
         live: u64 = 16,
+        /// Processes that sleep while they are looked up or listed (bench=lookup, bench=proc).
+        procs: Option<u64> = None,
+        /// Processes that fork and reap while the others are listed (bench=proc).
+        churn: u64 = 0,
         /// How a file finds its mappings.
         i_mmap: IMmapWord = IMmapWord::Global,
         /// Start at most this many CPUs.

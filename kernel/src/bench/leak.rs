@@ -36,6 +36,7 @@ impl Snapshot {
         for _ in 0..4 {
             ksync::rcu::barrier();
         }
+        sched::current_ref().pid().ns().map().trim();
         kstack::shrink();
         ::mm::drain_shells();
         ::slab::shrink_all();

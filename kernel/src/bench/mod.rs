@@ -10,6 +10,7 @@
 //! `report` makes the table and the record. Workers stop after a number of operations, or, where throughput under
 //! contention is the question, at the end of a window of time whose ramp is left out.
 
+mod crowd;
 mod leak;
 mod mapped;
 mod report;
@@ -98,6 +99,12 @@ benchmarks! {
     pressure::Pressure = "pressure",
     /// Take a pid and give it back; `depth` namespaces down.
     pid::PidAlloc = "pid",
+    /// Fork, exit, wait, `depth` pid namespaces down.
+    clone::Clone = "clone",
+    /// kill(pid, 0) at processes that sleep.
+    lookup::Lookup = "lookup",
+    /// The list of processes by number.
+    proc::Proc = "proc",
     /// Address spaces made and ended, by design and by possible CPUs.
     mm::MmBench = "mm",
     /// Objects allocated and freed, by one CPU and across.

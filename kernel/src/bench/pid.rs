@@ -1,7 +1,8 @@
 //! `bench=pid`: a pid is taken and given back, nothing else; `depth=` namespaces below the first one.
 //!
 //! All workers take numbers in the same leaf, so they meet at every level. What RCU still owes (the freed pids)
-//! is paid inside: a worker lets the scheduler run once per batch, as system calls do.
+//! is paid inside: once per batch a worker lets the scheduler run, and then the callbacks that are ready, as the way back from
+//! system calls does.
 //!
 //! Each worker keeps its last `live=` pids and gives back the oldest: numbers in use are neighbours of those that are
 //! handed out, as on a machine that does something. With `live=0` the one number is given back at once, and a radix
@@ -72,6 +73,7 @@ impl Benchmark for PidAlloc {
         worker.done += 1;
         if worker.done.is_multiple_of(BATCH) {
             sched::yield_now();
+            sched::run_callbacks();
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ pub use file::mapping_of;
 pub use limits::{apply_to as apply_limits_to, limits_text, may_fork};
 pub use names::name_of;
 pub use process::set_affinity;
+pub use sig::kill_process;
 pub mod futex;
 mod limits;
 pub mod memory;

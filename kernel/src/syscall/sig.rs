@@ -221,7 +221,11 @@ fn send(process: &Process, signo: u32) {
 }
 
 pub fn kill(regs: &mut PtRegs) -> SysResult {
-    let (pid, signo) = (regs.arg::<0>() as i32, check_signo(regs.arg::<1>() as u32)?);
+    kill_process(regs.arg::<0>() as i32, check_signo(regs.arg::<1>() as u32)?)
+}
+
+/// kill, for whoever `pid` stands for.
+pub fn kill_process(pid: i32, signo: u32) -> SysResult {
     let me = current_ref();
     match pid {
         1.. => {

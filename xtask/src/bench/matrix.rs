@@ -57,6 +57,12 @@ pub struct Benchmark {
 const LOCKS: &[&str] = &[
     "spin", "tas", "ticket", "mcs", "rw", "atomic", "per-node", "per-cpu",
 ];
+/// Pid namespaces below the first.
+const DEPTHS: &[&str] = &["0", "1", "4", "31"];
+/// Processes to look up: all meet at one, or nearly none do.
+const CROWDS: &[&str] = &["1", "512"];
+/// Processes that come and go while others are listed.
+const CHURN: &[&str] = &["0", "4"];
 /// Who frees what another allocated.
 const PATTERNS: &[&str] = &["same", "cross-cpu", "cross-node", "ctor"];
 /// What is done with an address space, and how its per-CPU state is kept.
@@ -108,7 +114,13 @@ pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "thread",   doc: "thread create, exit, join",     axes: &[], ops: [50, 10, 200], window: OPS_ONLY },
     Benchmark { name: "storm",    doc: "all of these, and a leak check", axes: &[], ops: [50, 10, 500], window: OPS_ONLY },
     Benchmark { name: "pressure", doc: "forks and execs without memory to spare", axes: &[], ops: [0, 0, 0], window: OPS_ONLY },
-    Benchmark { name: "pid",      doc: "take a pid and give it back",   axes: &[], ops: [640, 0, 2000], window: (2_000_000, 300_000) },
+    Benchmark { name: "pid",      doc: "take a pid and give it back",   axes: &[("depth", DEPTHS)], ops: [640, 0, 2000], window: (2_000_000, 300_000) },
+    Benchmark { name: "clone",    doc: "fork, exit, wait in nested pid namespaces",
+                axes: &[("depth", DEPTHS)], ops: [50, 10, 200], window: OPS_ONLY },
+    Benchmark { name: "lookup",   doc: "kill(pid, 0)",
+                axes: &[("procs", CROWDS)], ops: [640, 0, 2000], window: (200_000, 2_000) },
+    Benchmark { name: "proc",     doc: "the list of processes, an entry",
+                axes: &[("churn", CHURN)], ops: [20_480, 0, 40_000], window: (8_000_000, 20_000) },
     Benchmark { name: "slab",     doc: "objects allocated and freed",
                 axes: &[("slab_pattern", PATTERNS)], ops: [640, 0, 2000], window: (4_000_000, 50_000) },
     Benchmark { name: "percpu",   doc: "per-CPU memory, and counters",

@@ -430,13 +430,23 @@ impl Record {
         if self.locks.is_empty() {
             return Ok(());
         }
-        let mut table = Table::new(&["lock class", "acquisitions", "contended", "wait", "hold"]);
+        let mut table = Table::new(&[
+            "lock class",
+            "acquisitions",
+            "contended",
+            "wait/op",
+            "hold/op",
+            "rest/op",
+        ]);
+        let per_op = |cycles: u64| cycles / self.ops.max(1);
         for lock in &self.locks {
+            let (wait, hold) = (per_op(lock.wait_cycles), per_op(lock.hold_cycles));
             let numbers = [
                 lock.acquisitions,
                 lock.contended,
-                lock.wait_cycles,
-                lock.hold_cycles,
+                wait,
+                hold,
+                (self.cycles.mean as u64).saturating_sub(wait + hold),
             ];
             table.row(core::iter::once(lock.class.clone()).chain(numbers.map(grouped)));
         }
@@ -561,9 +571,9 @@ phase         per operation   share
 alloc_pid                33   0.0 %
 pgtable_copy        100,000  99.9 %
 
-lock class   acquisitions  contended  wait  hold
------------  ------------  ---------  ----  ----
-pidmap_lock             6          0     0     0
+lock class   acquisitions  contended  wait/op  hold/op  rest/op
+-----------  ------------  ---------  -------  -------  -------
+pidmap_lock             6          0        0        0      140
 leak check: everything is back
 ";
         assert_eq!(text, expected);

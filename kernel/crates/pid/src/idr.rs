@@ -264,6 +264,10 @@ impl<T: Member, R: Refill> PidMap<T> for IdrMap<T, R> {
         n.store(n.load(Relaxed) & !PIDNS_ADDING, Release);
     }
 
+    fn trim(&self) {
+        self.idr.let_go(&mut PIDMAP_LOCK.0.lock());
+    }
+
     fn check_invariants(&self, ns: &PidNamespace<T>) {
         let (taken, _) = self.idr.check_invariants(&mut PIDMAP_LOCK.0.lock());
         check_listing(self, ns, taken);

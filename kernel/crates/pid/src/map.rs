@@ -88,6 +88,9 @@ pub trait PidMap<T: Member>: Sized {
     /// A grace period has passed since [`disable`](Self::disable).
     fn disabled(&self, _ns: &PidNamespace<T>) {}
 
+    /// Gives back memory that is kept for the next allocation.
+    fn trim(&self) {}
+
     /// Pids visible in `ns`, which this is the map of: exact while nobody allocates or frees.
     fn nr_pids(&self, ns: &PidNamespace<T>) -> u32 {
         ns.pid_allocated.load(Acquire) & !crate::PIDNS_ADDING
@@ -264,6 +267,11 @@ impl<T: Member> PidMaps<T> {
     /// See [`PidMap::disabled`].
     pub(crate) fn disabled(&self, ns: &PidNamespace<T>) {
         dispatch!(self, map, M => map.disabled(ns))
+    }
+
+    /// See [`PidMap::trim`].
+    pub fn trim(&self) {
+        dispatch!(self, map, M => map.trim())
     }
 
     /// See [`PidMap::nr_pids`].

@@ -5,6 +5,9 @@
 //! the root takes it twice, one four levels down six times; free takes it once. Between the holds other
 //! CPUs get in: each hand-over moves the lock's line and the trees' to another CPU and back.
 //!
+//! As Linux does it, a number is found by a walk from the top of its tree and shown by a second one, and a tree node is
+//! freed as soon as no number in it is taken.
+//!
 //! Numbers rise cyclically, as in `idr`.
 //!
 //! Lock order: `pidmap_lock` is a leaf, except for the wait queue of a namespace that drains.
@@ -57,7 +60,7 @@ fn reserve<'a, T: Member, const N: usize>(
                 None => {
                     let min = Plan::<T, N>::automatic_min(idr.cursor());
                     let max = plan.limits[at] - 1;
-                    idr.reserve_cyclic(&mut guard, AllocRange { min, max }, &mut spare)
+                    idr.reserve_by_walk(&mut guard, AllocRange { min, max }, &mut spare)
                 }
             };
             match got {

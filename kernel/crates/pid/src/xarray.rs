@@ -180,6 +180,10 @@ impl<T: Member> PidMap<T> for XarrayMap<T> {
         n.store(n.load(Relaxed) & !PIDNS_ADDING, Release);
     }
 
+    fn trim(&self) {
+        self.idr.let_go(&mut self.idr.lock().lock());
+    }
+
     fn check_invariants(&self, ns: &PidNamespace<T>) {
         let (taken, _) = self.idr.check_invariants(&mut self.idr.lock().lock());
         check_listing(self, ns, taken);

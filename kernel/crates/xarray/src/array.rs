@@ -196,7 +196,7 @@ impl<E: Entry> XArray<E> {
     /// Panics unless the tree is as its invariants say; returns (entries, nodes). For tests.
     pub fn check_invariants(&mut self) -> (usize, usize) {
         // SAFETY: `&mut`.
-        unsafe { self.tree.check() }
+        unsafe { self.tree.check(core::ptr::null_mut()) }
     }
 }
 

@@ -10,6 +10,10 @@
 //! second walk) or give it back. Entries own a reference; objects must be `RCU_FREE`, so a reader
 //! inside an RCU section may look at what it found, or try to take a reference.
 //!
+//! The bottom node behind the cursor is *kept*: the next number is most likely in it, and is taken there without a walk;
+//! and when numbers come and go one at a time, as in a small namespace, the node need not be made and retired each
+//! time. A look at one word says whether it applies. The cursor leaves a node after at most 64 numbers.
+//!
 //! Lock order: an `IdrLock` is a leaf spinlock, except that RCU callbacks may be queued and (through
 //! the last reference to an object) nothing else runs under it.
 //!
@@ -19,13 +23,15 @@
 //!   it lives the word stays, hence its node stays.
 //! - INV-IDR-3 (references): each visible word is `KArc::into_raw` of a reference the map owns; the
 //!   word is cleared before the reference is given up.
+//! - INV-IDR-4 (kept node): `kept` is null or the bottom node, in the tree, of the number given out last; its `count` is
+//!   one higher for it than the words in it. A node without words is in the tree only if it is kept.
 
 use crate::NeedNodes;
-use crate::node::Preload;
+use crate::node::{Node, Preload, SLOTS};
 use crate::tree::{Place, RESERVED, Retire, SlotRef, Tree};
 use core::marker::PhantomData;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 use ksync::rcu::{self, RcuGuard};
 use ksync::{LockClass, SpinGuard, SpinLock};
 use slab::{KArc, Object};
@@ -102,6 +108,8 @@ pub struct Idr<T: Object> {
     tree: Tree,
     /// One more than the number given out last. Written under the lock.
     cursor: AtomicU32,
+    /// INV-IDR-4. Written under the lock.
+    kept: AtomicPtr<Node>,
     lock: LockRef,
     owns: PhantomData<KArc<T>>,
 }
@@ -121,6 +129,7 @@ impl<T: Object> Idr<T> {
         Idr {
             tree: Tree::new(),
             cursor: AtomicU32::new(0),
+            kept: AtomicPtr::new(ptr::null_mut()),
             lock: LockRef::Shared(lock),
             owns: PhantomData,
         }
@@ -132,6 +141,7 @@ impl<T: Object> Idr<T> {
         Idr {
             tree: Tree::new(),
             cursor: AtomicU32::new(0),
+            kept: AtomicPtr::new(ptr::null_mut()),
             lock: LockRef::Own(IdrLock::new(class)),
             owns: PhantomData,
         }
@@ -146,7 +156,7 @@ impl<T: Object> Idr<T> {
         }
     }
 
-    /// Whether no number is taken.
+    /// Whether no number is taken and no node kept.
     pub fn is_empty(&self) -> bool {
         self.tree.is_empty()
     }
@@ -160,8 +170,37 @@ impl<T: Object> Idr<T> {
     /// Moves the cursor.
     #[inline]
     pub fn set_cursor(&self, guard: &mut IdrGuard<'_>, cursor: u32) {
-        self.check(guard);
+        self.let_go(guard);
         self.cursor.store(cursor, Relaxed);
+    }
+
+    /// Keeps no node any more: for who wants the memory back.
+    pub fn let_go(&self, guard: &mut IdrGuard<'_>) {
+        self.check(guard);
+        self.keep(ptr::null_mut());
+    }
+
+    /// Keeps `node` (or nothing) instead of what was kept before. The lock is held; the node is in the tree.
+    #[cold]
+    fn keep(&self, node: *mut Node) {
+        let before = self.kept.load(Relaxed);
+        if before == node {
+            return;
+        }
+        // SAFETY: the lock is held: the only writer; both nodes are in the tree (INV-IDR-4).
+        unsafe {
+            if let Some(node) = NonNull::new(node) {
+                node.as_ref().set_count(node.as_ref().count() + 1);
+            }
+            self.kept.store(node, Relaxed);
+            if let Some(before) = NonNull::new(before) {
+                let count = before.as_ref().count() - 1;
+                before.as_ref().set_count(count);
+                if count == 0 {
+                    self.tree.unlink_bottom(before, Retire::Rcu);
+                }
+            }
+        }
     }
 
     /// A guess, without the lock, of the spare nodes that the next [`Idr::reserve_cyclic`] needs:
@@ -187,8 +226,55 @@ impl<T: Object> Idr<T> {
 
     /// Takes the first free number from the cursor up, or if there is none from `range.min` up, and
     /// moves the cursor behind it.
-    #[inline]
+    #[inline(always)]
     pub fn reserve_cyclic<'i>(
+        &'i self,
+        guard: &mut IdrGuard<'_>,
+        range: AllocRange,
+        spare: &mut Preload,
+    ) -> Result<Reserved<'i, T>, IdrError> {
+        self.check(guard);
+        let id = self.cursor();
+        let offset = id as usize % SLOTS;
+        if let Some(node) = NonNull::new(self.kept.load(Relaxed))
+            && offset != 0
+            && id >= range.min
+            && id <= range.max
+        {
+            // SAFETY: in the tree (INV-IDR-4), and the lock is held. The number before `id` is in this node, so `id` is.
+            unsafe {
+                if node.as_ref().free() >> offset & 1 != 0 {
+                    let slot = SlotRef { node, offset };
+                    // INVARIANT: INV-IDR-2: the one token for this word is made here.
+                    self.tree.fill(slot, RESERVED);
+                    self.cursor.store(id + 1, Relaxed);
+                    return Ok(Reserved {
+                        idr: self,
+                        id,
+                        slot,
+                    });
+                }
+            }
+        }
+        self.reserve_and_keep(guard, range, spare)
+    }
+
+    #[inline(never)]
+    fn reserve_and_keep<'i>(
+        &'i self,
+        guard: &mut IdrGuard<'_>,
+        range: AllocRange,
+        spare: &mut Preload,
+    ) -> Result<Reserved<'i, T>, IdrError> {
+        let reserved = self.reserve_by_walk(guard, range, spare)?;
+        self.keep(reserved.slot.node.as_ptr());
+        Ok(reserved)
+    }
+
+    /// [`reserve_cyclic`](Self::reserve_cyclic) by a walk from the top, keeping no node. A map is used in one of the two
+    /// ways.
+    #[inline]
+    pub fn reserve_by_walk<'i>(
         &'i self,
         guard: &mut IdrGuard<'_>,
         range: AllocRange,
@@ -304,7 +390,7 @@ impl<T: Object> Idr<T> {
     pub fn check_invariants(&self, guard: &mut IdrGuard<'_>) -> (usize, usize) {
         self.check(guard);
         // SAFETY: the lock is held.
-        unsafe { self.tree.check() }
+        unsafe { self.tree.check(self.kept.load(Relaxed)) }
     }
 }
 

@@ -12,7 +12,7 @@
 //! - INV-XA-2 (free bitmap): bit i is set if and only if slot i is empty, or leads to a node that
 //!   has a set bit.
 //! - INV-XA-3 (count): `count` is the number of slots that are not null; a node in a tree has
-//!   `count > 0`. Bottom nodes of a `LeaseMap` differ, see `leased`.
+//!   `count > 0`. Bottom nodes of a `LeaseMap` and the kept node of an `Idr` differ, see there.
 //! - INV-XA-4 (last words): a node that readers may have reached is freed only after a grace period,
 //!   and keeps its slots until then.
 

@@ -200,6 +200,7 @@ fn reserved_numbers_are_taken_but_not_seen() {
     again.cancel(&mut LOCK.lock());
     three.cancel(&mut LOCK.lock());
     assert_eq!(idr.remove(&mut LOCK.lock(), 1).unwrap().0, 10);
+    idr.let_go(&mut LOCK.lock());
     assert!(idr.is_empty());
 }
 
@@ -230,6 +231,36 @@ fn nodes_wait_for_readers() {
     drop(reader);
     rcu::barrier();
     assert_eq!(nr_nodes(), before);
+}
+
+#[test]
+fn the_node_at_the_cursor_is_kept() {
+    let idr = Idr::new(&LOCK);
+    let range = AllocRange { min: 1, max: 1000 };
+    for nr in 1..=300 {
+        let reserved = reserve(&idr, range).unwrap();
+        assert_eq!(reserved.id(), nr);
+        reserved.publish(&mut LOCK.lock(), KArc::new(Thing(u64::from(nr))).unwrap());
+        drop(idr.remove(&mut LOCK.lock(), nr));
+        // The one that is kept, and what leads to it.
+        let (taken, nodes) = idr.check_invariants(&mut LOCK.lock());
+        assert!(taken == 0 && nodes <= 2, "{nodes} nodes");
+        assert!(idr.next(0).is_none() && idr.get(nr).is_none());
+    }
+    idr.let_go(&mut LOCK.lock());
+    assert_eq!(idr.check_invariants(&mut LOCK.lock()), (0, 0));
+    // The cursor goes on where it was, past what somebody chose.
+    let mut spare = Preload::new();
+    spare.fill(4).unwrap();
+    let chosen = idr.reserve_at(&mut LOCK.lock(), 302, &mut spare).unwrap();
+    for want in [301, 303, 304] {
+        let got = reserve(&idr, range).unwrap();
+        assert_eq!(got.id(), want);
+        got.cancel(&mut LOCK.lock());
+    }
+    chosen.cancel(&mut LOCK.lock());
+    idr.set_cursor(&mut LOCK.lock(), 0);
+    assert_eq!(idr.check_invariants(&mut LOCK.lock()), (0, 0));
 }
 
 #[test]
@@ -299,6 +330,7 @@ fn readers_beside_a_writer() {
         }
         stop.store(true, Relaxed);
     });
+    idr.let_go(&mut LOCK.lock());
     assert!(idr.is_empty());
 }
 

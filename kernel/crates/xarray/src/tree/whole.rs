@@ -53,17 +53,24 @@ impl Tree {
         self.root().map_or(0, |root| unsafe { walk(root, &mut f) })
     }
 
-    /// Panics unless INV-XA-2 and INV-XA-3 hold. Returns (words, nodes). For tests; the writer.
+    /// Panics unless INV-XA-2 and INV-XA-3 hold; the count of `kept`, a bottom node or null, is one too high. Returns (words,
+    /// nodes). For tests; the writer.
     ///
     /// # Safety
     /// INV-XA-5.
-    pub unsafe fn check(&self) -> (usize, usize) {
-        unsafe fn walk(node: NonNull<Node>, parent: *mut Node, at: usize) -> (usize, usize) {
+    pub unsafe fn check(&self, kept: *mut Node) -> (usize, usize) {
+        unsafe fn walk(
+            node: NonNull<Node>,
+            parent: *mut Node,
+            at: usize,
+            kept: *mut Node,
+        ) -> (usize, usize) {
             // SAFETY: the writer's nodes.
             let n = unsafe { r(node) };
             assert!(n.parent() == parent);
             assert!(parent.is_null() || usize::from(n.offset.load(Relaxed)) == at);
-            let (mut words, mut nodes, mut count) = (0, 1, 0);
+            let (mut words, mut nodes) = (0, 1);
+            let mut count = u16::from(node.as_ptr() == kept);
             for o in 0..SLOTS {
                 let p = n.slot(o);
                 let mut free = p.is_null();
@@ -75,7 +82,7 @@ impl Tree {
                     unsafe {
                         assert_eq!(r(child).shift() + SHIFT, n.shift());
                         free = r(child).free() != 0;
-                        let (w, k) = walk(child, node.as_ptr(), o);
+                        let (w, k) = walk(child, node.as_ptr(), o, kept);
                         words += w;
                         nodes += k;
                     }
@@ -92,7 +99,7 @@ impl Tree {
                 unsafe {
                     let only_first = r(root).count() == 1 && !r(root).slot(0).is_null();
                     assert!(r(root).shift() == 0 || !only_first, "not shrunk");
-                    walk(root, ptr::null_mut(), 0)
+                    walk(root, ptr::null_mut(), 0, kept)
                 }
             }
         }
