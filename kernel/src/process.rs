@@ -11,7 +11,7 @@ use crate::sched::{self, current, current_ref};
 use core::sync::atomic::Ordering::Relaxed;
 use kstat::Counters;
 use ksync::arch::{preempt_disable, preempt_enable, smp_processor_id};
-use rmap::AddressSpace;
+use rmap::{AddressSpace, SpaceRef};
 use slab::KArc;
 use task::exec::{AuxInfo, ExecArgs, Image, Loaded};
 use task::fork::{CloneArgs, clone};
@@ -173,7 +173,7 @@ fn replace_mm(task: &Task, new: Option<mm::MmUser>) -> Option<mm::MmUser> {
 /// A program's file as exec reads it: open, so that nobody writes to it meanwhile.
 struct FileImage {
     file: KArc<File>,
-    space: KArc<AddressSpace>,
+    space: SpaceRef,
 }
 
 impl FileImage {

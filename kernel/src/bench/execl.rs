@@ -14,8 +14,7 @@ use alloc::vec::Vec;
 use kbench::record::{Record, Setting};
 use ksync::PAGE_SIZE;
 use mm::{MapArgs, Prot};
-use rmap::AddressSpace;
-use slab::KArc;
+use rmap::SpaceOwner;
 use vfs::{At, OpenFlags};
 
 const PROGRAM: &[u8] = b"/execl";
@@ -41,7 +40,7 @@ const PT_INTERP: u32 = 3;
 
 /// The benchmark.
 pub struct Execl {
-    libc: KArc<AddressSpace>,
+    libc: SpaceOwner,
     workers: usize,
     walks: Walks,
 }

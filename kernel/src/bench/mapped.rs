@@ -15,7 +15,7 @@ use kbench::record::{Record, Setting};
 use ksync::arch::get_cycles;
 use ksync::{PAGE_SIZE, WaitQueue};
 use mm::{MapArgs, MapFlags, Prot};
-use rmap::{AddressSpace, Filler};
+use rmap::{AddressSpace, Filler, SpaceOwner};
 use slab::KArc;
 
 use super::tiny;
@@ -31,9 +31,9 @@ kparam::choices! {
 }
 
 /// A file of zeroes without a name.
-pub fn new_file(pages: u64) -> KArc<AddressSpace> {
+pub fn new_file(pages: u64) -> SpaceOwner {
     let bytes = pages * PAGE_SIZE as u64;
-    AddressSpace::new(Filler::Zero, bytes, b"bench").expect("memory for a file")
+    SpaceOwner::new(AddressSpace::new(Filler::Zero, bytes, b"bench").expect("memory for a file"))
 }
 
 /// Maps `nr` pages of `file` from `pgoff` on: anywhere, or at `at`. Returns where.
@@ -54,7 +54,7 @@ pub fn map(
         len: nr * PAGE_SIZE,
         prot,
         flags: MapFlags::PRIVATE | fixed,
-        file: Some((file.clone(), pgoff)),
+        file: Some((file, pgoff)),
         max_prot: Prot::all(),
     })?)
 }

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use kbench::record::{Record, Setting};
 use ksync::PAGE_SIZE;
 use mm::{FaultFlags, Prot};
-use rmap::AddressSpace;
+use rmap::{AddressSpace, SpaceOwner};
 use slab::KArc;
 
 kparam::choices! {
@@ -30,7 +30,7 @@ const PAGES: u64 = 16;
 
 /// The benchmark: the files, one or one for each worker.
 pub struct Mmap {
-    files: Vec<KArc<AddressSpace>>,
+    files: Vec<SpaceOwner>,
     workers: usize,
     touch: bool,
     walks: Walks,

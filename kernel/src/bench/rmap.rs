@@ -13,15 +13,14 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use kbench::Overhead;
 use kbench::record::{Record, Setting};
 use ksync::arch::get_cycles;
-use rmap::{AddressSpace, FileRmap, MapNode};
-use slab::KArc;
+use rmap::{SpaceOwner, FileRmap, MapNode};
 
 /// First and last pages of a library's mappings.
 const PIECES: [(u64, u64); 5] = [(0, 39), (40, 400), (401, 490), (491, 494), (495, 496)];
 
 /// The benchmark: the file, and time spent on either half.
 pub struct Rmap {
-    file: KArc<AddressSpace>,
+    file: SpaceOwner,
     workers: usize,
     insert: AtomicU64,
     remove: AtomicU64,

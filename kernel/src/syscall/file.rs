@@ -7,7 +7,7 @@ use crate::arch::PtRegs;
 use crate::arch::uaccess::{self, Plain, get_user, put_user};
 use crate::errno::Errno;
 use crate::sched::current_ref;
-use rmap::AddressSpace;
+use rmap::SpaceRef;
 use slab::KArc;
 use task::signal::{self, SIGPIPE, SigInfo};
 use vfs::{AccessMode, At, File, Files, FsStruct, Kstat, Mappable, OpenFlags, Whence};
@@ -34,9 +34,9 @@ pub fn get(fd: i32) -> Result<KArc<File>, Errno> {
 }
 
 /// The page cache behind an open regular file.
-pub fn mapping_of(file: &File) -> Result<KArc<AddressSpace>, Errno> {
+pub fn mapping_of(file: &File) -> Result<SpaceRef, Errno> {
     match file.mappable()? {
-        Mappable::Cache(space) => Ok(space.clone()),
+        Mappable::Cache(space) => Ok(SpaceRef::of(space)),
         Mappable::Anonymous => Err(Errno::ENODEV),
     }
 }

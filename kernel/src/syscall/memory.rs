@@ -43,18 +43,19 @@ pub fn mmap(regs: &mut PtRegs) -> SysResult {
     }
     let prot = prot(regs.arg::<2>());
     let mut max_prot = Prot::all();
+    let open;
     let file = if flags & MAP_ANONYMOUS != 0 {
         None
     } else {
-        let file = super::file::get(fd)?;
-        if !file.readable() {
+        open = super::file::get(fd)?;
+        if !open.readable() {
             return Err(Errno::EACCES);
         }
-        if map_flags.contains(MapFlags::SHARED) && !file.writable() {
+        if map_flags.contains(MapFlags::SHARED) && !open.writable() {
             max_prot.remove(Prot::WRITE);
         }
-        match file.mappable()? {
-            Mappable::Cache(space) => Some((space.clone(), (offset / 4096) as u64)),
+        match open.mappable()? {
+            Mappable::Cache(space) => Some((space, (offset / 4096) as u64)),
             Mappable::Anonymous => None, // /dev/zero
         }
     };

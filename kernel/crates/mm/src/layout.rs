@@ -6,7 +6,7 @@
 //! Lock order: `mmap_lock`; `mm_exe` is a leaf spinlock.
 
 use crate::mm::Mm;
-use rmap::AddressSpace;
+use rmap::{AddressSpace, SpaceRef};
 use slab::KArc;
 
 /// Addresses of a program's parts.
@@ -40,11 +40,11 @@ impl Mm {
     /// Notes addresses and the program's file. exec, before the program runs. May sleep.
     pub fn set_layout(&self, layout: Layout, exe: &KArc<AddressSpace>) {
         self.mmap_lock().write().layout = layout;
-        *self.exe_slot().lock() = Some(exe.clone());
+        *self.exe_slot().lock() = Some(SpaceRef::of(exe));
     }
 
     /// The pages of the program's file. Any context but hard IRQ.
-    pub fn exe(&self) -> Option<KArc<AddressSpace>> {
+    pub fn exe(&self) -> Option<SpaceRef> {
         self.exe_slot().lock().clone()
     }
 }

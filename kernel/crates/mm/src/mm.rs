@@ -30,7 +30,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::*, fence};
 use ksync::{CpuMask, MmId, RwSem, SpinLock, lock_class};
 use page_alloc::{Gfp, PageRef};
-use rmap::AddressSpace;
+use rmap::SpaceRef;
 use slab::KArc;
 
 /// Physical address of the zero page; 0 before `init`.
@@ -77,7 +77,7 @@ pub struct Mm {
     rss: RssStat,
     cpumask: CpuMask,
     /// The program's file.
-    exe: SpinLock<Option<KArc<AddressSpace>>>,
+    exe: SpinLock<Option<SpaceRef>>,
 }
 
 slab::object!(Mm, "mm_struct", links = 0);
@@ -175,7 +175,7 @@ impl Mm {
         &self.mmap_lock
     }
 
-    pub(crate) fn exe_slot(&self) -> &SpinLock<Option<KArc<AddressSpace>>> {
+    pub(crate) fn exe_slot(&self) -> &SpinLock<Option<SpaceRef>> {
         &self.exe
     }
 
@@ -214,7 +214,7 @@ impl Mm {
                 start: v.start(),
                 end: v.end(),
                 flags: v.flags(),
-                file: v.file.clone().map(|f| (f, v.pgoff.get())),
+                file: v.file.as_deref().map(|f| (f.clone(), v.pgoff.get())),
             });
             at = tree.next(v);
         }
@@ -230,7 +230,7 @@ impl Mm {
                 start: v.start(),
                 end: v.end(),
                 flags: v.flags(),
-                file: v.file.clone().map(|f| (f, v.pgoff.get())),
+                file: v.file.as_deref().map(|f| (f.clone(), v.pgoff.get())),
             };
             if !f(&info) {
                 break;
@@ -247,7 +247,7 @@ impl Mm {
             start: v.start(),
             end: v.end(),
             flags: v.flags(),
-            file: v.file.clone().map(|f| (f, v.pgoff.get())),
+            file: v.file.as_deref().map(|f| (f.clone(), v.pgoff.get())),
         })
     }
 

@@ -14,7 +14,7 @@ use crate::{MAX_MAP_COUNT, MMAP_MIN_ADDR, MmError, TASK_SIZE, file, page_align};
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::Relaxed;
 use ksync::{PAGE_SHIFT, PAGE_SIZE};
-use rmap::AddressSpace;
+use rmap::{AddressSpace, SpaceRef};
 use slab::KArc;
 
 bitflags::bitflags! {
@@ -51,7 +51,7 @@ bitflags::bitflags! {
 
 /// What to map. Addresses and lengths in bytes, `pgoff` in pages.
 #[derive(Clone)]
-pub struct MapArgs {
+pub struct MapArgs<'a> {
     /// Where; a hint without FIXED (0: none).
     pub addr: usize,
     /// How much; rounded up to pages.
@@ -61,13 +61,13 @@ pub struct MapArgs {
     /// Kind: exactly one of SHARED and PRIVATE.
     pub flags: MapFlags,
     /// The file's pages and the first page of it. None: anonymous.
-    pub file: Option<(KArc<AddressSpace>, u64)>,
+    pub file: Option<(&'a KArc<AddressSpace>, u64)>,
     /// What mprotect may ever allow: what the file was opened for (all for PRIVATE and
     /// anonymous, but no WRITE for SHARED of a file opened for reading).
     pub max_prot: Prot,
 }
 
-impl MapArgs {
+impl MapArgs<'_> {
     /// Private anonymous memory anywhere.
     pub fn anon(len: usize, prot: Prot) -> Self {
         MapArgs {
@@ -99,7 +99,7 @@ pub(crate) fn in_task(start: usize, len: usize) -> bool {
 }
 
 /// The area's flags, or why the request makes no sense.
-fn area_flags(args: &MapArgs) -> Result<VmFlags, MmError> {
+fn area_flags(args: &MapArgs<'_>) -> Result<VmFlags, MmError> {
     let shared = args.flags.contains(MapFlags::SHARED);
     if shared == args.flags.contains(MapFlags::PRIVATE) {
         return Err(MmError::Invalid);
@@ -127,20 +127,20 @@ pub(crate) fn mergeable(flags: VmFlags) -> bool {
 impl Mm {
     /// Maps; returns the address. May sleep. Errors: Invalid (no length, flags, address not
     /// aligned or out of range with FIXED), Exists, Access, NoMemory.
-    pub fn mmap(&self, args: &MapArgs) -> Result<usize, MmError> {
+    pub fn mmap(&self, args: &MapArgs<'_>) -> Result<usize, MmError> {
         if args.len == 0 {
             return Err(MmError::Invalid);
         }
         let len = page_align(args.len).ok_or(MmError::NoMemory)?;
         let flags = area_flags(args)?;
-        let source = match &args.file {
+        let source = match args.file {
             Some((f, pgoff)) => {
                 pgoff
                     .checked_add((len >> PAGE_SHIFT) as u64)
                     .ok_or(MmError::Overflow)?;
-                Some((f.clone(), *pgoff))
+                Some((SpaceRef::of(f), pgoff))
             }
-            None if flags.contains(VmFlags::SHMEM) => Some((file::new_shmem(len)?, 0)),
+            None if flags.contains(VmFlags::SHMEM) => Some((file::new_shmem(len)?.into(), 0)),
             None => None,
         };
         let mut tree = self.mmap_lock().write();
@@ -198,7 +198,7 @@ impl Mm {
         (start, end): (usize, usize),
         at: Option<VmaPtr>,
         flags: VmFlags,
-        source: Option<(KArc<AddressSpace>, u64)>,
+        source: Option<(SpaceRef, u64)>,
     ) -> Result<(), MmError> {
         let pages = (end - start) >> PAGE_SHIFT;
         if tree.as_limit.saturating_sub(tree.total_vm) < pages || tree.map_count >= MAX_MAP_COUNT {
@@ -411,7 +411,7 @@ pub(crate) fn merge_with_prev(tree: &mut MmTree, v: VmaPtr) -> VmaPtr {
 /// Where to map `len` bytes, and the first area that ends after that address.
 fn choose_address(
     tree: &MmTree,
-    args: &MapArgs,
+    args: &MapArgs<'_>,
     len: usize,
 ) -> Result<(usize, Option<VmaPtr>), MmError> {
     let noreplace = args.flags.contains(MapFlags::FIXED_NOREPLACE);

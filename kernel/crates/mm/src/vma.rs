@@ -25,7 +25,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use interval_tree::RbNode;
 use ksync::PAGE_SHIFT;
-use rmap::{AddressSpace, MapNode};
+use rmap::{AddressSpace, MapNode, SpaceRef};
 use slab::{AllocError, CacheFlags, Gfp, KArc, KmemCache};
 
 bitflags::bitflags! {
@@ -75,7 +75,7 @@ pub struct Vma {
     pub(crate) mm: NonNull<Mm>,
     /// Page of the file at `start`.
     pub(crate) pgoff: Cell<u64>,
-    pub(crate) file: Option<KArc<AddressSpace>>,
+    pub(crate) file: Option<SpaceRef>,
     /// Place in `i_mmap`. Written right before the area is linked there the first time.
     map: MaybeUninit<MapNode>,
 }
@@ -99,7 +99,7 @@ impl Vma {
         start: usize,
         end: usize,
         flags: VmFlags,
-        file: Option<(KArc<AddressSpace>, u64)>,
+        file: Option<(SpaceRef, u64)>,
     ) -> Vma {
         let (file, pgoff) = match file {
             Some((f, off)) => (Some(f), off),
@@ -135,7 +135,7 @@ impl Vma {
             subtree_gap: self.subtree_gap.clone(),
             mm,
             pgoff: self.pgoff.clone(),
-            file: self.file.clone(),
+            file: self.file.as_deref().map(SpaceRef::of),
             map: MaybeUninit::uninit(),
         }
     }

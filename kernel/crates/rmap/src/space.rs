@@ -32,6 +32,7 @@
 
 use crate::contract::FileRmap;
 use crate::i_mmap::{IMmap, IMmapKind};
+use crate::refs::RefsSlot;
 use core::mem::size_of;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering::*};
@@ -81,6 +82,7 @@ pub struct AddressSpace {
     fill_end: AtomicU64,
     filler: Filler,
     i_mmap: IMmap,
+    refs: RefsSlot,
     name: Name,
     /// For the file system above.
     owner: AtomicPtr<()>,
@@ -155,6 +157,7 @@ impl AddressSpace {
             fill_end: AtomicU64::new(size.min(MAX_FILE_SIZE)),
             filler,
             i_mmap: IMmap::of(kind)?,
+            refs: RefsSlot::new(),
             name: Name {
                 len: len as u8,
                 bytes,
@@ -167,6 +170,11 @@ impl AddressSpace {
     #[inline(always)]
     pub fn i_mmap(&self) -> &IMmap {
         &self.i_mmap
+    }
+
+    #[inline(always)]
+    pub(crate) fn refs(&self) -> &RefsSlot {
+        &self.refs
     }
 
     /// The name given at creation, at most [`NAME_LEN`] bytes.
@@ -215,6 +223,15 @@ impl AddressSpace {
         // The tree's reference lives until our section ends (INV-PCACHE-1).
         page.get();
         Some(page)
+    }
+
+    /// Calls `f` with the page at `pgoff` if it is in the cache, without a reference: `f` runs inside an RCU section,
+    /// may take spinlocks and may not sleep. Any context.
+    #[inline]
+    pub fn with_page<R>(&self, pgoff: u64, f: impl FnOnce(PageRef) -> R) -> Option<R> {
+        let guard = rcu::read_lock();
+        // The tree's reference lives until our section ends (INV-PCACHE-1).
+        self.i_pages.load(&guard, pgoff).map(f)
     }
 
     /// Calls `f` with each cached page of [first, last] and a reference that `f` puts or keeps.

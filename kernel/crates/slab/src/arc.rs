@@ -16,9 +16,11 @@
 //!
 //! INV-ARC-1: while `refcount > 0` value and links are initialised, and there are exactly
 //! `refcount` owners: KArcs, list memberships, and raw pointers from `into_raw`.
-//! INV-ARC-2: whoever takes the count from 1 to 0 owns the block alone, except for RCU readers of an
-//! `RCU_FREE` type (or after `drop_rcu`), who look at the value until the grace period ends, and
-//! never take the count up from 0.
+//! INV-ARC-2: whoever takes the count from 1 to 0 owns the block alone; of an `RCU_FREE` type whoever then takes it from
+//! 0 to [`DEAD`], except for RCU readers, who look at the value until the grace period ends. A reader that takes the
+//! count up from 0 has a reference like any other: the object lives on, and its last owner's mark fails. One that finds
+//! DEAD has nothing. So a reader needs one addition, not a loop that starts again whenever another CPU was faster
+//! (`rcuref` of Linux, 2023, does the same).
 //! INV-ARC-3: at count 0 no link is in a list, so the tail may be reused as an RcuHead.
 
 use crate::object::{LinkArray, Object};
@@ -27,6 +29,7 @@ use core::mem::{ManuallyDrop, MaybeUninit, offset_of};
 use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
+use ksync::arch::interleave;
 use ksync::rcu::{self, RcuHead};
 
 /// What follows the value: links while anybody holds the object, an RcuHead afterwards (INV-ARC-3).
@@ -72,6 +75,10 @@ unsafe impl<T: Object + Send + Sync> Sync for KArc<T> {}
 /// The count beyond which a further clone panics: half of what fits, so that clones racing past
 /// the check cannot wrap it.
 const REFCOUNT_MAX: u32 = i32::MAX as u32;
+
+/// In the count of an `RCU_FREE` object: its end has begun. Readers who come too late add to it in vain, and not for
+/// long enough to overflow it: each does so inside one RCU section.
+const DEAD: u32 = 0xc000_0000;
 
 impl<T: Object> KArc<T> {
     /// Allocates a block and moves `value` in, with a count of 1. On error `value` is dropped.
@@ -149,23 +156,15 @@ impl<T: Object> KArc<T> {
         let block = Self::block_of(value);
         // SAFETY: the block is not freed before the reader's section ends (INV-ARC-2).
         let refcount = unsafe { &(*block.as_ptr()).refcount };
-        let mut count = refcount.load(Ordering::Relaxed);
-        loop {
-            if count == 0 {
-                return None;
-            }
-            if count > REFCOUNT_MAX {
-                refcount_overflow();
-            }
-            match refcount.compare_exchange_weak(
-                count,
-                count + 1,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Some(KArc { block }),
-                Err(now) => count = now,
-            }
+        // The dead are told without a write.
+        if refcount.load(Ordering::Relaxed) >= DEAD {
+            return None;
+        }
+        interleave();
+        match refcount.fetch_add(1, Ordering::Acquire) {
+            0..REFCOUNT_MAX => Some(KArc { block }),
+            REFCOUNT_MAX..DEAD => refcount_overflow(),
+            DEAD.. => None,
         }
     }
 
@@ -191,11 +190,36 @@ impl<T: Object> KArc<T> {
     /// period. For `RCU_FREE` types a plain drop does the same.
     #[inline]
     pub fn drop_rcu(this: Self) {
+        if T::RCU_FREE {
+            return drop(this);
+        }
         let this = ManuallyDrop::new(this);
         if this.block().refcount.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
             // SAFETY: the count went from 1 to 0 here (INV-ARC-2).
             unsafe { release_rcu(this.block) };
+        }
+    }
+
+    /// The end of a reference to an `RCU_FREE` object.
+    #[inline(always)]
+    fn put_rcu_free(&self) {
+        // Once our reference is given up only the section keeps the block: another may end it before we look again.
+        let _section = rcu::read_lock();
+        let refcount = &self.block().refcount;
+        if refcount.fetch_sub(1, Ordering::Release) == 1 {
+            interleave();
+            let marked = refcount
+                .compare_exchange(0, DEAD, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok();
+            #[cfg(test)]
+            let marked = marked || crate::tests::is_planted("an end without the mark");
+            if marked {
+                #[cfg(test)]
+                crate::tests::interleave::note_end(core::any::type_name::<T>());
+                // SAFETY: the count went from 0 to DEAD here (INV-ARC-2).
+                unsafe { release_rcu(self.block) };
+            }
         }
     }
 
@@ -291,16 +315,13 @@ impl<T: Object> Deref for KArc<T> {
 impl<T: Object> Drop for KArc<T> {
     #[inline]
     fn drop(&mut self) {
+        if T::RCU_FREE {
+            return self.put_rcu_free();
+        }
         if self.block().refcount.fetch_sub(1, Ordering::Release) == 1 {
             fence(Ordering::Acquire);
             // SAFETY: the count went from 1 to 0 here (INV-ARC-2).
-            unsafe {
-                if T::RCU_FREE {
-                    release_rcu(self.block)
-                } else {
-                    release(self.block)
-                }
-            }
+            unsafe { release(self.block) };
         }
     }
 }
@@ -327,7 +348,7 @@ unsafe fn release<T: Object>(block: NonNull<Block<T>>) {
 /// Releases the block after a grace period.
 ///
 /// # Safety
-/// The count has just gone from 1 to 0 (INV-ARC-2, INV-ARC-3).
+/// The object's end has just begun (INV-ARC-2, INV-ARC-3).
 #[inline(never)]
 unsafe fn release_rcu<T: Object>(block: NonNull<Block<T>>) {
     // SAFETY: the tail is free for reuse (INV-ARC-3) and stays untouched until the callback, which

@@ -268,7 +268,7 @@ fn map_segment(
             prot,
             flags: MapFlags::PRIVATE | MapFlags::FIXED,
             file: Some((
-                image.space().clone(),
+                image.space(),
                 (p.p_offset - page_offset as u64) / PAGE_SIZE as u64,
             )),
             max_prot: Prot::all(),

@@ -20,7 +20,7 @@ use crate::uio::{BufIn, BufOut};
 use core::slice;
 use ksync::{LockClass, Mutex, PAGE_SHIFT, PAGE_SIZE};
 use page_alloc::PageRef;
-use rmap::{AddressSpace, FillError, Filler, MAX_FILE_SIZE};
+use rmap::{AddressSpace, FillError, Filler, MAX_FILE_SIZE, SpaceOwner};
 use slab::KArc;
 
 static SEM_CLASS: LockClass = LockClass::new("i_rwsem");
@@ -29,7 +29,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A regular file's own part of its inode.
 pub struct Regular {
-    mapping: KArc<AddressSpace>,
+    mapping: SpaceOwner,
     /// Bytes below here may come from the archive though no page is cached.
     archived: u64,
     sem: Mutex<()>,
@@ -53,7 +53,7 @@ impl Regular {
         } else {
             Filler::Static(bytes)
         };
-        let mapping = AddressSpace::new(filler, len, name)?;
+        let mapping = SpaceOwner::new(AddressSpace::new(filler, len, name)?);
         Ok(Regular {
             mapping,
             archived: len,
@@ -105,6 +105,16 @@ impl Regular {
         n: usize,
         buf: &mut impl BufOut,
     ) -> Result<(), VfsError> {
+        if buf.is_atomic() {
+            // Many programs start from the same page: its count would move from CPU to CPU.
+            let done = self.mapping.with_page(pgoff, |page| {
+                // SAFETY: `with_page` keeps the page; else as below.
+                buf.put(unsafe { slice::from_raw_parts(page.virt().add(off), n) })
+            });
+            if let Some(copied) = done {
+                return Ok(copied?);
+            }
+        }
         let page = match self.mapping.find_page(pgoff) {
             Some(page) => page,
             None if pgoff << PAGE_SHIFT >= self.archived => return Ok(buf.put_zeroes(n)?),

@@ -26,6 +26,12 @@ pub trait BufOut {
     /// Bytes of room left.
     fn remaining(&self) -> usize;
 
+    /// Whether `put` neither faults nor sleeps, so that it may be called inside an RCU section.
+    #[inline(always)]
+    fn is_atomic(&self) -> bool {
+        false
+    }
+
     /// Appends `len` zero bytes.
     fn put_zeroes(&mut self, mut len: usize) -> Result<(), Efault> {
         static ZEROES: [u8; 512] = [0; 512];
@@ -50,6 +56,11 @@ pub trait BufIn {
 
 /// A kernel buffer as a destination.
 impl BufOut for &mut [u8] {
+    #[inline(always)]
+    fn is_atomic(&self) -> bool {
+        true
+    }
+
     fn put(&mut self, bytes: &[u8]) -> Result<(), Efault> {
         let (head, tail) = core::mem::take(self)
             .split_at_mut_checked(bytes.len())
@@ -80,6 +91,10 @@ impl BufIn for &[u8] {
 }
 
 impl<B: BufOut + ?Sized> BufOut for &mut B {
+    #[inline(always)]
+    fn is_atomic(&self) -> bool {
+        (**self).is_atomic()
+    }
     fn put(&mut self, bytes: &[u8]) -> Result<(), Efault> {
         (**self).put(bytes)
     }

@@ -117,19 +117,24 @@ pub(crate) fn file(pages: usize) -> KArc<AddressSpace> {
 }
 
 /// Arguments to map `pages` pages of a file.
-pub(crate) fn of_file(f: &KArc<AddressSpace>, pgoff: u64, pages: usize, shared: bool) -> MapArgs {
+pub(crate) fn of_file(
+    f: &KArc<AddressSpace>,
+    pgoff: u64,
+    pages: usize,
+    shared: bool,
+) -> MapArgs<'_> {
     MapArgs {
         flags: if shared {
             MapFlags::SHARED
         } else {
             MapFlags::PRIVATE
         },
-        file: Some((f.clone(), pgoff)),
+        file: Some((f, pgoff)),
         ..MapArgs::anon(pages * PAGE, RW)
     }
 }
 
-pub(crate) fn shared_anon(pages: usize) -> MapArgs {
+pub(crate) fn shared_anon(pages: usize) -> MapArgs<'static> {
     MapArgs {
         flags: MapFlags::SHARED | MapFlags::ANONYMOUS,
         ..MapArgs::anon(pages * PAGE, RW)

@@ -273,7 +273,7 @@ impl World {
                 shared,
                 read_only,
             } => {
-                args.file = Some((self.files[*file].0.clone(), *pgoff as u64));
+                args.file = Some((&self.files[*file].0, *pgoff as u64));
                 args.flags = if *shared {
                     MapFlags::SHARED
                 } else {

@@ -3,8 +3,10 @@
 use super::*;
 use ksync::arch::explore::{Body, explore, find_failure};
 use std::boxed::Box;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize as Count;
+use std::sync::atomic::{AtomicPtr, Ordering::AcqRel, Ordering::Acquire};
 
 const SEEDS: u64 = 60;
 
@@ -274,4 +276,58 @@ fn reclaim_against_destroy() {
         ))
         .is_some()
     );
+}
+
+struct Found(u64);
+object!(Found, "test_found", links = 0, rcu);
+
+/// Ends of objects of RCU types in this thread's execution.
+static ENDS: Count = Count::new(0);
+
+/// Called when the end of an object of an RCU type begins.
+pub fn note_end(of: &str) {
+    if !of.ends_with("Found") {
+        return;
+    }
+    assert_eq!(ENDS.fetch_add(1, Relaxed), 0, "it ended twice");
+}
+
+/// An owner takes an object out of its place and drops it while readers find it.
+fn the_last_owner_and_readers() -> Vec<Body> {
+    ENDS.store(0, Relaxed);
+    let object = KArc::into_raw(KArc::new(Found(77)).unwrap());
+    let place = Arc::new(AtomicPtr::new(object.as_ptr()));
+    let reader = |cpu, place: Arc<AtomicPtr<Found>>| {
+        body(cpu, move || {
+            let section = rcu::read_lock();
+            arch::interleave();
+            let found = NonNull::new(place.load(Acquire));
+            // SAFETY: read in this section, from a place that is cleared before the reference goes.
+            let held = found.and_then(|found| unsafe { KArc::try_get_rcu(found) });
+            if let Some(held) = held {
+                arch::interleave();
+                assert_eq!((held.0, ENDS.load(Relaxed)), (77, 0), "ended under us");
+            }
+            drop(section);
+        })
+    };
+    std::vec![
+        reader(0, place.clone()),
+        reader(1, place.clone()),
+        body(2, move || {
+            let mine = NonNull::new(place.swap(ptr::null_mut(), AcqRel)).unwrap();
+            // SAFETY: the reference that stood for the place.
+            drop(unsafe { KArc::from_raw(mine) });
+        })
+    ]
+}
+
+#[test]
+fn a_reader_revives_or_finds_nothing() {
+    let _machine = machine();
+    explore(0..SEEDS, the_last_owner_and_readers);
+    let found = with_bug("an end without the mark", || {
+        find_failure(0..500, the_last_owner_and_readers)
+    });
+    assert!(found.is_some());
 }

@@ -2,7 +2,7 @@
 
 mod cache;
 mod check;
-mod interleave;
+pub mod interleave;
 mod model;
 mod pointers;
 mod stress;
