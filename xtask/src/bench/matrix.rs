@@ -132,7 +132,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "mmap",     doc: "mmap and munmap of a page of a file",
                 axes: &[("mmap_of", &["shared", "own"]), ("mappings", SIZES)], ops: [320, 0, 2000], window: (4_000_000, 200_000) },
     Benchmark { name: "execl",    doc: "exec with an interpreter and a library, by all",
-                axes: &[("walk", &["none", "truncate"])], ops: [50, 0, 200], window: (4_000_000, 200_000) },
+                axes: &[("walk", &["none", "truncate"])], ops: [50, 0, 200], window: (4_000_000, 20_000) },
     Benchmark { name: "locks",    doc: "one critical section or counter for all",
                 axes: &[("lock", LOCKS)], ops: [200, 0, 500], window: (1_000_000, 12_000) },
 ];

@@ -12,7 +12,8 @@
 //! INV-INODE-1: the type bits of `mode` never change and agree with `kind`.
 //! INV-INODE-2: `nlink` is the number of dentries in the tree that point here, plus for a
 //!   directory one for itself and one per subdirectory.
-//! INV-INODE-3: `write_count` is the number of writers, or minus the number of executions.
+//! INV-INODE-3: `write_count` is the number of executions, and times 2^32 the number of writers. At most one of the two is
+//!   not 0, but for those who have just added themselves, found the other, and are about to leave.
 
 use crate::VfsError;
 use crate::dentry::Dentry;
@@ -23,7 +24,7 @@ use crate::regular::Regular;
 use crate::stat::{Kstat, Timespec};
 use crate::synth::SynthHandle;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ksync::{LockClass, SpinLock};
 use slab::KArc;
 use xarray::XArray;
@@ -37,6 +38,10 @@ pub(crate) static DIR_CLASS: LockClass = LockClass::new("dir_lock");
 pub const RAMFS_DEV: DevId = DevId::new(0, 1);
 /// That of pipes.
 pub(crate) const PIPE_DEV: DevId = DevId::new(0, 2);
+/// One writer in `write_count`.
+const WRITER: u64 = 1 << 32;
+/// One execution there.
+const DENIAL: u64 = 1;
 /// That of synthetic files.
 const PROC_DEV: DevId = DevId::new(0, 4);
 
@@ -51,7 +56,7 @@ pub struct Inode {
     uid: AtomicU32,
     gid: AtomicU32,
     /// INV-INODE-3.
-    write_count: AtomicI32,
+    write_count: AtomicU64,
     atime: AtomicU64,
     mtime: AtomicU64,
     ctime: AtomicU64,
@@ -200,7 +205,7 @@ impl Inode {
             nlink: AtomicU32::new(nlink),
             uid: AtomicU32::new(0),
             gid: AtomicU32::new(0),
-            write_count: AtomicI32::new(0),
+            write_count: AtomicU64::new(0),
             atime: AtomicU64::new(now),
             mtime: AtomicU64::new(now),
             ctime: AtomicU64::new(now),
@@ -349,28 +354,37 @@ impl Inode {
 
     /// A writer opens the file: ETXTBSY while it is executed. Undone by `put_write_access`.
     pub(crate) fn get_write_access(&self) -> Result<(), VfsError> {
-        let more = |n| (n >= 0).then_some(n + 1);
-        self.write_count
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .map(|_| ())
-            .map_err(|_| VfsError::ETXTBSY)
+        self.join(WRITER, |count| (count >> 32, count as u32 as u64))
     }
 
     pub(crate) fn put_write_access(&self) {
-        self.write_count.fetch_sub(1, Ordering::Relaxed);
+        self.write_count.fetch_sub(WRITER, Ordering::Relaxed);
     }
 
     /// The file is executed: ETXTBSY while a writer has it open. Undone by `allow_write_access`.
     pub(crate) fn deny_write_access(&self) -> Result<(), VfsError> {
-        let fewer = |n| (n <= 0).then_some(n - 1);
-        self.write_count
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer)
-            .map(|_| ())
-            .map_err(|_| VfsError::ETXTBSY)
+        self.join(DENIAL, |count| (count as u32 as u64, count >> 32))
     }
 
     pub(crate) fn allow_write_access(&self) {
-        self.write_count.fetch_add(1, Ordering::Relaxed);
+        self.write_count.fetch_sub(DENIAL, Ordering::Relaxed);
+    }
+
+    /// Adds to one side of `write_count` unless there is somebody on the other; `split`: (own side, other side). Where
+    /// many exec one file this is one addition for each of them, which none has to repeat.
+    fn join(&self, unit: u64, split: impl Fn(u64) -> (u64, u64)) -> Result<(), VfsError> {
+        loop {
+            let (own, other) = split(self.write_count.fetch_add(unit, Ordering::Relaxed));
+            if other == 0 {
+                return Ok(());
+            }
+            self.write_count.fetch_sub(unit, Ordering::Relaxed);
+            if own == 0 {
+                return Err(VfsError::ETXTBSY);
+            }
+            // On one of the sides is somebody who is about to leave it again.
+            ksync::arch::cpu_relax();
+        }
     }
 
     /// Length in bytes, as stat shows it.
