@@ -1,6 +1,6 @@
 //! The words of the boot line.
 
-use crate::bench::{BenchWord, LockWord, MmOp, MmapOf, PercpuOp, SlabPattern, WalkWord};
+use crate::bench::{BenchWord, LockWord, MmOp, MmapOf, MmapOp, PercpuOp, SlabPattern, WalkWord};
 use kparam::Text;
 
 kparam::choices! {
@@ -178,6 +178,8 @@ kparam::params! {
         percpu_op: PercpuOp = PercpuOp::Zeroed,
         /// Mappings of the file beside those that are measured (bench=rmap, mmap: 0; execl: 6000).
         mappings: Option<u64> = None,
+        /// What is done (bench=mmap).
+        mmap_op: MmapOp = MmapOp::Map,
         /// Whose file is mapped (bench=mmap).
         mmap_of: MmapOf = MmapOf::Shared,
         /// Write to what is mapped (bench=mmap).

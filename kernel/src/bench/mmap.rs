@@ -1,7 +1,8 @@
 //! `bench=mmap`: a page of a file mapped and unmapped, while `mappings=` others of the same file exist.
 //!
 //! With `mmap_of=shared` all workers map one file: they meet in its set of mappings. With `own` each has a file of its
-//! own, and they should not meet at all. With `mmap_touch=on` the page is written to, which makes a private copy.
+//! own, and they should not meet at all. With `mmap_touch=on` the page is written to, which makes a private copy. With
+//! `mmap_op=fork` nothing is mapped, but the process with its share of the other mappings forks a child that exits.
 
 use super::mapped::{self, Walker, Walks};
 use super::{Benchmark, tiny::Tiny};
@@ -25,6 +26,16 @@ kparam::choices! {
     }
 }
 
+kparam::choices! {
+    /// What `bench=mmap` does.
+    pub enum MmapOp {
+        /// mmap and munmap of a page.
+        Map = "map",
+        /// Fork, exit, wait.
+        Fork = "fork",
+    }
+}
+
 /// Pages of a file.
 const PAGES: u64 = 16;
 
@@ -38,7 +49,7 @@ pub struct Mmap {
 
 /// A worker's address space, file and next page.
 pub struct Worker {
-    _tiny: Tiny,
+    tiny: Tiny,
     file: KArc<AddressSpace>,
     at: u64,
     walker: Option<Walker>,
@@ -66,17 +77,20 @@ impl Benchmark for Mmap {
         let all = params::get().mappings.unwrap_or(0);
         let file = self.files[index % self.files.len()].clone();
         mapped::map_share(&file, PAGES, all, index, self.workers);
-        Worker { _tiny: tiny, file, at: 0, walker: Walker::new(index) }
+        Worker { tiny, file, at: 0, walker: Walker::new(index) }
     }
 
     fn operation(&self, worker: &mut Worker) -> Result<(), Errno> {
+        Walker::tick(&mut worker.walker, &worker.file, PAGES);
+        if params::get().mmap_op == MmapOp::Fork {
+            return worker.tiny.fork();
+        }
         worker.at = (worker.at + 1) % PAGES;
         let at = mapped::map(&worker.file, worker.at, 1, Prot::READ | Prot::WRITE, 0)?;
         if self.touch {
             current_mm().handle_fault(at, FaultFlags::WRITE).map_err(|_| Errno::EFAULT)?;
         }
         current_mm().munmap(at, PAGE_SIZE)?;
-        Walker::tick(&mut worker.walker, &worker.file, PAGES);
         Ok(())
     }
 
@@ -86,6 +100,7 @@ impl Benchmark for Mmap {
 
     fn describe(&self, record: &mut Record) {
         let params = params::get();
+        record.params.push(Setting::new("op", params.mmap_op.name()));
         record.params.push(Setting::new("of", params.mmap_of.name()));
         record.params.push(Setting::new("touch", params.mmap_touch.name()));
         record.params.push(Setting::new("mappings", params.mappings.unwrap_or(0)));

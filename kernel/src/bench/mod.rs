@@ -21,7 +21,7 @@ mod window;
 pub mod inject;
 
 pub use self::mm::MmOp;
-pub use self::mmap::MmapOf;
+pub use self::mmap::{MmapOf, MmapOp};
 pub use self::percpu::PercpuOp;
 pub use self::slab::SlabPattern;
 pub use locks::LockWord;
