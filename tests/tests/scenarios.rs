@@ -289,6 +289,14 @@ const PROGRAMS: &[(&str, usize, Body)] = &[
         }
         Ok(())
     }),
+    ("program::storm_in_nested_namespaces", 1, || {
+        for map in PID_MAPS.iter().chain(&["idr"]) {
+            let boot = Boot::on("default").words(&format!("pid={map} depth=6"));
+            let why = |failure: Failure| format!("pid={map}: {failure}");
+            storm(boot, 8, 4).map_err(why)?;
+        }
+        Ok(())
+    }),
     ("program::calls_on_one_cpu", 1, || {
         let boot = Boot::on("default")
             .option("--nodes", "1")

@@ -2,11 +2,12 @@
 //!
 //! A snapshot must not show up in the next one: it is allocated first and filled later.
 
-use crate::arch::{kstack, paging};
-use crate::{sched, start};
+use crate::arch::{kstack, paging, smp};
+use crate::{sched, start, syscall};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use kbench::record::Leak;
+use ksync::CpuMask;
 
 /// Room for every cache there may be.
 const MAX_CACHES: usize = 128;
@@ -36,7 +37,7 @@ impl Snapshot {
         for _ in 0..4 {
             ksync::rcu::barrier();
         }
-        sched::current_ref().pid().ns().map().trim();
+        trim_pids();
         kstack::shrink();
         ::mm::drain_shells();
         ::slab::shrink_all();
@@ -88,4 +89,18 @@ impl Snapshot {
         note("pids".to_string(), self.pids, after.pids);
         leaks
     }
+}
+
+/// Gives back what each CPU keeps for the next pid. Visits them all.
+fn trim_pids() {
+    let me = sched::current();
+    let all = CpuMask::new();
+    for cpu in 0..smp::nr_online() {
+        let one = CpuMask::new();
+        one.set(cpu);
+        all.set(cpu);
+        syscall::set_affinity(&me, &one);
+        me.pid().ns().map().trim();
+    }
+    syscall::set_affinity(&me, &all);
 }

@@ -1,10 +1,14 @@
-//! `bench=storm`: all CPUs fork, exec, exit and wait in a random mix; afterwards nothing may be missing.
+//! `bench=storm`: all CPUs fork, exec, exit and wait in a random mix, and with `depth=` make and end
+//! towers of pid namespaces; afterwards nothing may be missing.
 
 use super::{Benchmark, tiny};
 use crate::errno::Errno;
 
 /// The benchmark.
-pub struct Storm;
+pub struct Storm {
+    /// Namespaces below each other, at most; 0: none are made.
+    depth: usize,
+}
 
 /// A worker and the state of its random numbers (xorshift).
 pub struct Worker {
@@ -18,13 +22,15 @@ impl Benchmark for Storm {
     const LEAK_CHECK: bool = true;
 
     fn new(_workers: usize) -> Self {
-        Storm
+        Storm {
+            depth: crate::params::get().depth as usize,
+        }
     }
     fn worker(&self, index: usize) -> Worker {
         Worker { tiny: tiny::Tiny::new(), random: (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 }
     }
 
-    /// One to four children that exit or exec, a burst that is reaped late, a thread, an exec of one's own.
+    /// One to four children that exit or exec, a burst that is reaped late, a thread, an exec of one's own, a tower of namespaces.
     fn operation(&self, worker: &mut Worker) -> Result<(), Errno> {
         let Worker { tiny, random } = worker;
         *random ^= *random << 13;
@@ -35,6 +41,7 @@ impl Benchmark for Storm {
             6..10 => tiny.fork_exec(),
             10..13 => tiny.thread(),
             13 => tiny.exec(),
+            14 if self.depth > 0 => tiny.nest(*random as usize / 16 % self.depth),
             _ => {
                 let children = *random / 16 % 4 + 1;
                 for i in 0..children {

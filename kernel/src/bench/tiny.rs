@@ -87,6 +87,13 @@ impl Tiny {
         self.regs.rsp as usize - 2048 & !15
     }
 
+    /// A child that is the first process of a namespace, with `depth` further namespaces below it, of a few processes each;
+    /// it ends at once, while they are being made, and takes all of them along.
+    pub fn nest(&self, depth: usize) -> Result<(), Errno> {
+        process::clone_into_kernel(&clone_args(clone::NEWPID), child_nests, depth)?;
+        reap_one()
+    }
+
     /// exec in place.
     pub fn exec(&self) -> Result<(), Errno> {
         exec_tiny()
@@ -154,6 +161,23 @@ extern "C" fn child_threads(parents: usize) {
     // SAFETY: the parent waits for this child, and keeps its Tiny meanwhile.
     let tiny = unsafe { &*(parents as *const Tiny) };
     let status = tiny.thread().map_or(1 << 8, |()| 0);
+    process::do_group_exit(status)
+}
+
+/// The first process of a namespace: its children are killed by its end, wherever they are.
+extern "C" fn child_nests(depth: usize) {
+    let mut status = 0;
+    let mut spawn = |flags, body, argument| {
+        if process::clone_into_kernel(&clone_args(flags), body, argument).is_err() {
+            status = 1 << 8;
+        }
+    };
+    spawn(0, child_execs, 0);
+    if depth > 0 {
+        spawn(clone::NEWPID, child_nests, depth - 1);
+    }
+    spawn(0, child_execs, 0);
+    // Killed meanwhile, it may have been refused children; then its status is nobody's.
     process::do_group_exit(status)
 }
 

@@ -88,7 +88,7 @@ pub trait PidMap<T: Member>: Sized {
     /// A grace period has passed since [`disable`](Self::disable).
     fn disabled(&self, _ns: &PidNamespace<T>) {}
 
-    /// Gives back memory that is kept for the next allocation.
+    /// Gives back memory that this CPU keeps for its next allocation.
     fn trim(&self) {}
 
     /// Pids visible in `ns`, which this is the map of: exact while nobody allocates or frees.

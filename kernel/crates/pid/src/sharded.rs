@@ -249,6 +249,10 @@ impl<T: Member> PidMap<T> for ShardedMap<T> {
         (self.central.load(Acquire) + self.map.sum_counts()).max(0) as u32
     }
 
+    fn trim(&self) {
+        self.map.end_own_lease();
+    }
+
     fn check_invariants(&self, ns: &PidNamespace<T>) {
         assert!(ns.pid_allocated.load(Relaxed) & !PIDNS_ADDING == 0);
         check_listing(self, ns, self.map.check_invariants().0);

@@ -46,7 +46,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering::*};
 use ksync::rcu::{self, RcuGuard};
-use ksync::{LockClass, SpinLock};
+use ksync::{LockClass, SpinGuard, SpinLock};
 use percpu::PerCpu;
 use slab::{AllocError, KArc, Object};
 
@@ -444,11 +444,20 @@ impl<T: Object> LeaseMap<T> {
     #[cold]
     pub fn restart(&self) {
         let held = self.lock.lock();
+        self.end_own(&held);
+        self.cursor.store(FIRST, Relaxed);
+    }
+
+    /// Ends this CPU's lease: for who wants the node's memory back. Its numbers are leased again when the cursor comes round.
+    pub fn end_own_lease(&self) {
+        self.end_own(&self.lock.lock());
+    }
+
+    fn end_own(&self, held: &SpinGuard<'_, ()>) {
         match self.leases() {
             None => self.end_lease(&self.common),
-            Some(leases) => self.end_lease(leases.this_cpu(&held)),
+            Some(leases) => self.end_lease(leases.this_cpu(held)),
         }
-        self.cursor.store(FIRST, Relaxed);
     }
 
     /// Takes `object` out from under `id` and frees the number. False: something else is there. No lock unless it was
