@@ -6,9 +6,10 @@
 
 use kbench::Record;
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::path::{Path, PathBuf};
 use tests::{Boot, Failure, Outcome, Slots, acpi, elf};
 
+#[path = "scenarios/debian.rs"]
+mod debian;
 #[path = "scenarios/measuring.rs"]
 mod measuring;
 #[path = "scenarios/memory.rs"]
@@ -54,23 +55,13 @@ fn main() {
     let groups = [
         MACHINES,
         PROGRAMS,
+        debian::BUSYBOX,
+        debian::DYNAMIC,
         FAILURES,
         measuring::MEASURING,
         memory::MEMORY,
     ];
-    let mut trials: Vec<Trial> = groups.iter().copied().flatten().map(trial).collect();
-    let missing = busybox().is_none();
-    trials.extend(
-        BUSYBOX
-            .iter()
-            .map(|row| trial(row).with_ignored_flag(missing)),
-    );
-    let missing = !DYNAMIC_PROGRAMS.iter().all(|p| Path::new(p).is_file());
-    trials.extend(
-        DYNAMIC
-            .iter()
-            .map(|row| trial(row).with_ignored_flag(missing)),
-    );
+    let trials: Vec<Trial> = groups.iter().copied().flatten().map(trial).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -373,103 +364,6 @@ fn suite(name: &str, topology: &str, least: u64) -> Result<(), Failure> {
         .limit(120)
         .succeed()?
         .suite(name, least)
-}
-
-/// Debian's static busybox, a program that nobody here built.
-const BUSYBOX: &[(&str, usize, Body)] = &[
-    ("busybox::echo", 1, || {
-        busybox_says(&["echo", "hello from busybox"], "hello from busybox")
-    }),
-    ("busybox::true", 1, || {
-        Boot::on("default")
-            .host_program(&path()?, &["true"])
-            .succeed()
-            .map(drop)
-    }),
-    ("busybox::false", 1, || {
-        Boot::on("default")
-            .host_program(&path()?, &["false"])
-            .fail()
-            .map(drop)
-    }),
-    ("busybox::ls", 1, || {
-        let outcome = Boot::on("default")
-            .host_program(&path()?, &["ls", "-1", "/bin"])
-            .succeed()?;
-        let said = |name| outcome.console.lines().any(|line| line.trim() == name);
-        outcome.check(said("busybox") && said("tiny"), "not all names of /bin")
-    }),
-    ("busybox::shell_pipeline", 1, || {
-        let script = "cd /bin; echo one two three | ./busybox cat | (./busybox wc -w); \
-            ./busybox false || echo status $?; ./busybox sleep 0.01 & wait; echo waited";
-        let outcome = Boot::on("default")
-            .host_program(&path()?, &["sh", "-c", script])
-            .succeed()?;
-        let lines: Vec<&str> = outcome.console.lines().map(str::trim).collect();
-        let said = |text| lines.contains(&text);
-        outcome.check(
-            said("3") && said("status 1") && said("waited"),
-            "not all lines",
-        )
-    }),
-];
-
-/// What [`DYNAMIC`] runs: on every Debian machine.
-const DYNAMIC_PROGRAMS: &[&str] = &[
-    "/usr/bin/dash",
-    "/usr/bin/bash",
-    "/usr/bin/true",
-    "/usr/bin/ls",
-];
-
-/// Debian's dynamically linked programs, with their own ld.so and libc.
-const DYNAMIC: &[(&str, usize, Body)] = &[
-    ("dynamic::true", 1, || {
-        Boot::on("default")
-            .host_program(Path::new("/usr/bin/true"), &[])
-            .succeed()
-            .map(drop)
-    }),
-    ("dynamic::dash", 1, || {
-        let outcome = Boot::on("default")
-            .option("--with", "/usr/bin/true")
-            .host_program(
-                Path::new("/usr/bin/dash"),
-                &["-c", "/bin/true && echo status $?"],
-            )
-            .succeed()?;
-        says_line(&outcome, "status 0")
-    }),
-    ("dynamic::bash_pipeline", 1, || {
-        let script = "for i in 1 2 3; do echo $((i * i)); done | while read x; do echo got $x; done; /bin/ls /bin";
-        let outcome = Boot::on("default")
-            .option("--with", "/usr/bin/ls")
-            .host_program(Path::new("/usr/bin/bash"), &["-c", script])
-            .succeed()?;
-        says_line(&outcome, "got 9")?;
-        outcome.says("tiny")
-    }),
-];
-
-fn says_line(outcome: &Outcome, text: &str) -> Result<(), Failure> {
-    let said = outcome.console.lines().any(|line| line.trim() == text);
-    outcome.check(said, &format!("no line {text:?}"))
-}
-
-fn busybox() -> Option<PathBuf> {
-    ["/bin/busybox", "/usr/bin/busybox"]
-        .iter()
-        .map(PathBuf::from)
-        .find(|p| p.is_file())
-}
-
-fn path() -> Result<PathBuf, Failure> {
-    busybox().ok_or_else(|| "busybox-static is not installed".into())
-}
-
-fn busybox_says(args: &[&str], text: &str) -> Result<(), Failure> {
-    let outcome = Boot::on("default").host_program(&path()?, args).succeed()?;
-    says_line(&outcome, text)
 }
 
 // ---------------------------------------------------------------------------------------- failures

@@ -14,6 +14,23 @@ const SYMLINK: u32 = 0o120_000;
 /// Directories that are always there.
 const USUAL: &[&str] = &["bin", "dev", "etc", "proc", "tmp"];
 
+/// Files that are always there: names for user and group 0, and what a shell begins with.
+const FILES: &[(&str, &str)] = &[
+    ("etc/group", "root:x:0:\n"),
+    ("etc/motd", MOTD),
+    ("etc/passwd", "root:x:0:0:root:/:/bin/sh\n"),
+];
+
+const MOTD: &str = "\
+This is Tine, a research microkernel; what you type at is a Linux program. Try:
+  ps                          processes; top, pstree, kill too
+  ls /proc/self               what the kernel says of one of them
+  cat /proc/slabinfo          its memory
+  unshare -p -f sh            a shell in a pid namespace of its own
+  time sh -c 'for i in $(seq 100); do true & done; wait'
+Ctrl-D ends the machine.
+";
+
 struct Entry {
     mode: u32,
     data: Vec<u8>,
@@ -26,7 +43,7 @@ pub struct Initramfs {
 }
 
 impl Initramfs {
-    /// The usual empty directories.
+    /// The usual directories and files.
     pub fn new() -> Self {
         let directory = |name: &&str| {
             (
@@ -37,8 +54,16 @@ impl Initramfs {
                 },
             )
         };
+        let file = |(name, text): &(&str, &str)| {
+            let entry = Entry {
+                mode: REGULAR | 0o644,
+                data: text.as_bytes().to_vec(),
+            };
+            (name.to_string(), entry)
+        };
+        let directories = USUAL.iter().map(directory);
         Self {
-            entries: USUAL.iter().map(directory).collect(),
+            entries: directories.chain(FILES.iter().map(file)).collect(),
         }
     }
 
@@ -51,9 +76,23 @@ impl Initramfs {
     /// Adds a program of this machine with what it needs to run.
     pub fn add_host_program(&mut self, name: &str, path: &Path) -> Result<()> {
         for (name, path) in libraries::needed(path)? {
+            if name.contains("libtinfo") {
+                self.add_terminals()?;
+            }
             self.add_program(&name, &path)?;
         }
         self.add_program(name, path)
+    }
+
+    /// Adds descriptions of terminals, where this machine has them.
+    fn add_terminals(&mut self) -> Result<()> {
+        for name in ["l/linux", "d/dumb", "v/vt100"] {
+            let path = Path::new("/lib/terminfo").join(name);
+            if let Ok(data) = fs::read(path) {
+                self.add(&format!("lib/terminfo/{name}"), REGULAR | 0o644, data)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds everything below the directory `path`, with its modes; symbolic links stay links.

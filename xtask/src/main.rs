@@ -26,6 +26,7 @@ mod libraries;
 mod numasim;
 mod paths;
 mod profile;
+mod programs;
 mod progress;
 mod qemu;
 mod qmp;

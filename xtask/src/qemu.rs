@@ -11,7 +11,7 @@ use crate::{
     numasim::{Plugin, Simulation},
     paths,
     profile::Profile,
-    records,
+    programs, records,
     topology::{Changes, Name, Topology, parse_memory},
 };
 use anyhow::{Context, Result, ensure};
@@ -60,7 +60,8 @@ pub struct Options {
     /// Files for the initramfs: everything below this directory.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// A program of this machine for /bin, with its interpreter and libraries.
+    /// A program of this machine for /bin, with its interpreter and libraries: a path, or a name, whose Debian package is
+    /// installed if need be.
     #[arg(long, value_name = "PROGRAM")]
     with: Vec<PathBuf>,
     /// Words for the kernel's boot line, in place of its stress. An unknown word makes it print all there are.
@@ -130,12 +131,15 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
         archive.add_tree(root)?;
     }
     for program in &options.with {
-        archive.add_host_program(&guest_name(program)?, program)?;
+        let program = programs::resolve(program, installer)?;
+        archive.add_host_program(&guest_name(&program)?, &program)?;
     }
     let mut init = None;
     if let Some((program, args)) = options.init.split_first() {
-        let name = guest_name(Path::new(program))?;
-        archive.add_host_program(&name, Path::new(program))?;
+        let program = programs::resolve(Path::new(program), installer)?;
+        warn_unless_program(&program)?;
+        let name = guest_name(&program)?;
+        archive.add_host_program(&name, &program)?;
         init = Some((format!("/{name}"), args.to_vec()));
     }
     let initramfs = archive.finish()?;
@@ -226,9 +230,6 @@ impl Options {
             !kvm || cpus <= KVM_MAX_CPUS,
             "--accel kvm: {cpus} CPUs are more than the {KVM_MAX_CPUS} that QEMU can build without an interrupt-remapping IOMMU"
         );
-        if let Some(program) = self.init.first() {
-            warn_unless_program(Path::new(program))?;
-        }
         Ok(())
     }
 

@@ -3,7 +3,9 @@
 //! Three suites, each a `cargo test`: the crates on the host, ksync's interleavings under loom, and the scenarios in
 //! QEMU. What passes is counted; what fails is shown. The last line is `N passed, N failed`.
 
-use crate::{apt::Installer, build::Artifacts, emulator, paths, progress::Step, toolchain};
+use crate::{
+    apt::Installer, build::Artifacts, emulator, paths, programs, progress::Step, toolchain,
+};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{BufRead, BufReader, Read},
@@ -32,6 +34,7 @@ struct Counts {
 pub fn command(options: &Options, installer: &Installer) -> Result<()> {
     // First what the scenarios need: a machine without it should say so now, not in ten minutes.
     let (_, toolchain) = emulator::ensure_all(installer)?;
+    programs::ensure_all(installer)?;
 
     let mut host = cargo_test();
     host.arg("--workspace");

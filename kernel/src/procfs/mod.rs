@@ -317,7 +317,7 @@ impl SynthNode for ProcNode {
             Kind::Process { pid, thread, file } => match file {
                 ProcessFile::Dir => {
                     if !pid.has_task(PidType::Pid) {
-                        return Err(VfsError::ENOENT);
+                        return Err(VfsError::ESRCH);
                     }
                     let file = ProcessFile::by_name(name, *thread).ok_or(VfsError::ENOENT)?;
                     self.process_file(pid.clone(), *thread, file)

@@ -1,11 +1,15 @@
-//! Calls that have one answer here: about users, scheduling classes, memory policy.
+//! Calls that have one answer here (about users, scheduling classes, memory policy), and prctl.
 
 use super::process::process_by_id;
 use super::{Args, SysResult};
 use crate::arch::PtRegs;
-use crate::arch::uaccess::{get_user, put_user};
+use crate::arch::uaccess::{self, get_user, put_user, strncpy_from_user};
 use crate::errno::Errno;
+use crate::sched::current_ref;
+use core::sync::atomic::Ordering::Relaxed;
+use task::cred::cap;
 use task::pids;
+use task::signal::NSIG;
 
 /// setuid and its kin: there is one user. EPERM for another one.
 pub fn set_id(regs: &mut PtRegs) -> SysResult {
@@ -210,6 +214,60 @@ pub fn personality(regs: &mut PtRegs) -> SysResult {
     match regs.arg::<0>() as u32 {
         // PER_LINUX, with or without ADDR_NO_RANDOMIZE, which is how things are; or a question.
         0 | 0x4_0000 | u32::MAX => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+pub fn prctl(regs: &mut PtRegs) -> SysResult {
+    const PR_SET_PDEATHSIG: usize = 1;
+    const PR_GET_PDEATHSIG: usize = 2;
+    const PR_GET_DUMPABLE: usize = 3;
+    const PR_SET_DUMPABLE: usize = 4;
+    const PR_GET_KEEPCAPS: usize = 7;
+    const PR_SET_NAME: usize = 15;
+    const PR_GET_SECCOMP: usize = 21;
+    const PR_SET_NO_NEW_PRIVS: usize = 38;
+    const PR_GET_NO_NEW_PRIVS: usize = 39;
+    const PR_GET_NAME: usize = 16;
+    const PR_CAPBSET_READ: usize = 23;
+    const PR_CAPBSET_DROP: usize = 24;
+    let task = current_ref();
+    match regs.arg::<0>() {
+        PR_SET_PDEATHSIG if regs.arg::<1>() > NSIG as usize => Err(Errno::EINVAL),
+        PR_SET_PDEATHSIG => {
+            let signal = &task.process.pdeath_signal;
+            signal.store(regs.arg::<1>() as u32, Relaxed);
+            Ok(0)
+        }
+        PR_GET_PDEATHSIG => {
+            let signal = task.process.pdeath_signal.load(Relaxed);
+            put_user(regs.arg::<1>(), &signal)?;
+            Ok(0)
+        }
+        PR_GET_DUMPABLE => Ok(1),
+        PR_SET_DUMPABLE if regs.arg::<1>() > 1 => Err(Errno::EINVAL),
+        PR_SET_DUMPABLE | PR_GET_KEEPCAPS | PR_GET_SECCOMP | PR_GET_NO_NEW_PRIVS => Ok(0),
+        // There are no set-id programs to keep from new privileges.
+        PR_SET_NO_NEW_PRIVS if regs.arg::<1>() == 1 && regs.arg::<2>() == 0 => Ok(0),
+        PR_SET_NAME => {
+            let mut name = [0u8; 16];
+            let len = strncpy_from_user(&mut name, regs.arg::<1>())?.unwrap_or(15);
+            task.set_comm(&name[..len.min(15)]);
+            Ok(0)
+        }
+        PR_GET_NAME => {
+            let name = task.comm_bytes().0;
+            uaccess::copy_to_user(regs.arg::<1>(), &name)?;
+            Ok(0)
+        }
+        PR_CAPBSET_READ | PR_CAPBSET_DROP if regs.arg::<1>() > cap::LAST as usize => {
+            Err(Errno::EINVAL)
+        }
+        PR_CAPBSET_READ => Ok(task.cred.is_bounding(regs.arg::<1>() as u32) as usize),
+        PR_CAPBSET_DROP => {
+            task.cred.drop_bounding(regs.arg::<1>() as u32)?;
+            Ok(0)
+        }
         _ => Err(Errno::EINVAL),
     }
 }

@@ -209,7 +209,7 @@ syscalls! {
     150 "munlock" => misc::resident,
     151 "mlockall" => process::zero,
     152 "munlockall" => process::zero,
-    157 "prctl" => process::prctl,
+    157 "prctl" => misc::prctl,
     158 "arch_prctl" => process::arch_prctl,
     160 "setrlimit" => limits::setrlimit,
     161 "chroot" => fs::chroot,

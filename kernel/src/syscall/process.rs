@@ -408,36 +408,6 @@ pub fn sysinfo(regs: &mut PtRegs) -> SysResult {
     Ok(0)
 }
 
-pub fn prctl(regs: &mut PtRegs) -> SysResult {
-    const PR_SET_NAME: usize = 15;
-    const PR_GET_NAME: usize = 16;
-    const PR_CAPBSET_READ: usize = 23;
-    const PR_CAPBSET_DROP: usize = 24;
-    let task = current_ref();
-    match regs.arg::<0>() {
-        PR_SET_NAME => {
-            let mut name = [0u8; 16];
-            let len = strncpy_from_user(&mut name, regs.arg::<1>())?.unwrap_or(15);
-            task.set_comm(&name[..len.min(15)]);
-            Ok(0)
-        }
-        PR_GET_NAME => {
-            let name = task.comm_bytes().0;
-            uaccess::copy_to_user(regs.arg::<1>(), &name)?;
-            Ok(0)
-        }
-        PR_CAPBSET_READ | PR_CAPBSET_DROP if regs.arg::<1>() > cap::LAST as usize => {
-            Err(Errno::EINVAL)
-        }
-        PR_CAPBSET_READ => Ok(task.cred.is_bounding(regs.arg::<1>() as u32) as usize),
-        PR_CAPBSET_DROP => {
-            task.cred.drop_bounding(regs.arg::<1>() as u32)?;
-            Ok(0)
-        }
-        _ => Err(Errno::EINVAL),
-    }
-}
-
 pub fn arch_prctl(regs: &mut PtRegs) -> SysResult {
     let (code, address) = (regs.arg::<0>(), regs.arg::<1>());
     let arch = &current_ref().arch;

@@ -96,6 +96,7 @@ fn reparent_children(process: &KArc<Process>) {
     if res {
         return; // nobody can add one: the process has no thread left that could fork
     }
+    send_pdeath_signals(process);
     let Some(reaper) = pids::reaper_of(process) else {
         return;
     };
@@ -125,6 +126,22 @@ fn reparent_children(process: &KArc<Process>) {
     if any_dead && !ignored {
         signal::send_to_process(&reaper, &SigInfo::kernel(signal::SIGCHLD));
         reaper.wait_chldexit.wake_all();
+    }
+}
+
+/// Tells the children that asked to be told of their parent's end.
+fn send_pdeath_signals(process: &Process) {
+    loop {
+        let next = {
+            let state = process.lock.lock();
+            state.children.iter().find_map(|child| {
+                let signo = child.pdeath_signal.load(Ordering::Relaxed);
+                (signo != 0).then(|| (child.clone(), signo))
+            })
+        };
+        let Some((child, signo)) = next else { return };
+        child.pdeath_signal.store(0, Ordering::Relaxed);
+        signal::send_to_process(&child, &SigInfo::kernel(signo));
     }
 }
 

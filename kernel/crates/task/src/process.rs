@@ -43,6 +43,8 @@ pub struct Process {
     multithreaded: AtomicBool,
     /// The first process of its pid namespace.
     namespace_init: AtomicBool,
+    /// Sent to it when its parent ends (prctl); 0: none.
+    pub pdeath_signal: AtomicU32,
     /// Its resource limits.
     pub limits: Limits,
     /// Sent to the parent at the end; 0: none.
@@ -137,6 +139,7 @@ impl Process {
             live: AtomicU32::new(0),
             multithreaded: AtomicBool::new(false),
             namespace_init: AtomicBool::new(false),
+            pdeath_signal: AtomicU32::new(0),
             limits: Limits::new(),
             exit_signal: AtomicU32::new(crate::signal::SIGCHLD),
             did_exec: AtomicBool::new(false),

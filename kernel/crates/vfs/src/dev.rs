@@ -33,6 +33,14 @@ const NODES: &[(&[u8], DevId, u32)] = &[
     (b"/dev/console", DevId::new(5, 1), 0o600),
 ];
 
+/// Links in /dev to what /proc shows of the process that looks.
+const LINKS: &[(&[u8], &[u8])] = &[
+    (b"/dev/fd", b"/proc/self/fd"),
+    (b"/dev/stdin", b"/proc/self/fd/0"),
+    (b"/dev/stdout", b"/proc/self/fd/1"),
+    (b"/dev/stderr", b"/proc/self/fd/2"),
+];
+
 /// Bytes that pass through the stack at once, on the way to and from the console.
 const CHUNK: usize = 256;
 
@@ -55,7 +63,7 @@ impl Dev {
     }
 }
 
-/// Makes /dev and its nodes where they are missing. Boot.
+/// Makes /dev, its nodes and links, and /dev/shm, where they are missing. Boot.
 pub fn populate(root: &KArc<Dentry>) -> Result<(), VfsError> {
     let fs = FsStruct::new(root)?;
     fs.set_umask(0);
@@ -67,6 +75,10 @@ pub fn populate(root: &KArc<Dentry>) -> Result<(), VfsError> {
     for &(path, dev, perm) in NODES {
         exists_is_fine(ops::mknod(At::cwd(&fs), path, S_IFCHR | perm, dev))?;
     }
+    for &(path, target) in LINKS {
+        exists_is_fine(ops::symlink(target, At::cwd(&fs), path))?;
+    }
+    exists_is_fine(ops::mkdir(At::cwd(&fs), b"/dev/shm", 0o1777))?;
     Ok(())
 }
 

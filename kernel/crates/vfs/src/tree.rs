@@ -211,6 +211,7 @@ fn kill_dir(inode: &Inode) -> Result<(), VfsError> {
     if matches!(inode.kind, InodeKind::Synth(_)) {
         return Err(VfsError::EBUSY); // a mount's root
     }
+    ksync::lockdep::nested(); // its parent's is held
     let mut state = inode.as_dir()?.state.lock();
     if state.nr_entries != 0 {
         return Err(VfsError::ENOTEMPTY);
@@ -266,6 +267,10 @@ pub fn rename(
             VfsError::EBUSY
         });
     }
+    let is_synth = |p: &Parent<'_>| matches!(p.dir.inode().kind, InodeKind::Synth(_));
+    if is_synth(&old) != is_synth(&new) {
+        return Err(VfsError::EXDEV);
+    }
     if new.last.len() > NAME_MAX {
         // As the look-ups would say it, the old name's first.
         return Err(match lookup_in(&old.dir, old.last)? {
@@ -310,17 +315,17 @@ impl<'a> LockedDirs<'a> {
                 new: n.state.lock(),
             });
         }
+        // Two of one class: the ancestor first, and unrelated ones only under the rename lock.
         if is_ancestor(new, old, &rcu::read_lock()) {
             let new = n.state.lock();
-            return Ok(LockedDirs {
-                old: Some(o.state.lock()),
-                new,
-            });
+            ksync::lockdep::nested();
+            let old = Some(o.state.lock());
+            return Ok(LockedDirs { old, new });
         }
-        Ok(LockedDirs {
-            old: Some(o.state.lock()),
-            new: n.state.lock(),
-        })
+        let old = Some(o.state.lock());
+        ksync::lockdep::nested();
+        let new = n.state.lock();
+        Ok(LockedDirs { old, new })
     }
 
     fn old(&mut self) -> &mut DirState {
