@@ -138,7 +138,7 @@ pub fn print(simulation: &Simulation, symbols: &mut Symbols) {
         [
             &[share(loss.cycles(), lost)][..],
             &numbers,
-            &[place.clone()],
+            std::slice::from_ref(place),
         ]
         .concat()
     });

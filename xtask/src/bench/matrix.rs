@@ -250,6 +250,8 @@ pub struct Cell {
     pub repeat: u32,
     /// Seconds it may take on one host CPU.
     pub seconds: f64,
+    /// Windows are so many times as long as usual: for slower machines.
+    pub stretch: u64,
 }
 
 impl Cell {
@@ -304,7 +306,7 @@ impl Cell {
             Some("per-cpu") => (500_000, 0),
             _ => (least, per_cpu),
         };
-        (cpus * per_cpu).max(least)
+        (cpus * per_cpu).max(least) * self.stretch
     }
 
     /// The line that makes it.
@@ -467,6 +469,7 @@ impl Selection<'_> {
                         detail: sweep.detail,
                         repeat,
                         seconds: sweep.cost.0 + f64::from(cpus) * sweep.cost.1 / 1000.0,
+                        stretch: 1,
                     };
                     if !cells.iter().any(|c| c.key() == cell.key()) {
                         cells.push(cell);

@@ -63,6 +63,7 @@ fn cell((benchmark, (word, value), cpus): Point) -> Cell {
         detail: false,
         repeat: 1,
         seconds: 2.0 + f64::from(cpus) / 30.0,
+        stretch: 2,
     }
 }
 

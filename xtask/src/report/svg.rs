@@ -250,7 +250,8 @@ pub struct Bar {
     pub parts: Vec<f64>,
 }
 
-/// Horizontal bars of stacked parts with a legend of `names`, which may be empty for bars of one part.
+/// Horizontal bars of stacked parts with a legend of `names`; there may be none for bars of one part, and empty ones for
+/// colours not in use.
 pub fn bars(title: &str, x_title: &str, names: &[String], rows: &[Bar]) -> String {
     let (row_height, left) = (26.0, 190.0);
     let legend = legend_rows(names);
@@ -325,15 +326,17 @@ pub fn bars(title: &str, x_title: &str, names: &[String], rows: &[Bar]) -> Strin
 const LEGEND_COLUMNS: usize = 5;
 
 fn legend_rows(names: &[String]) -> usize {
-    names.len().div_ceil(LEGEND_COLUMNS)
+    let shown = names.iter().filter(|n| !n.is_empty()).count();
+    shown.div_ceil(LEGEND_COLUMNS)
 }
 
 fn legend_items(svg: &mut String, names: &[String]) {
     let column = (WIDTH - 20.0) / LEGEND_COLUMNS as f64;
-    for (i, name) in names.iter().enumerate() {
+    let shown = names.iter().enumerate().filter(|(_, n)| !n.is_empty());
+    for (place, (i, name)) in shown.enumerate() {
         let (x, y) = (
-            10.0 + (i % LEGEND_COLUMNS) as f64 * column,
-            TOP + (i / LEGEND_COLUMNS) as f64 * 20.0,
+            10.0 + (place % LEGEND_COLUMNS) as f64 * column,
+            TOP + (place / LEGEND_COLUMNS) as f64 * 20.0,
         );
         let _ = writeln!(
             svg,
