@@ -1,6 +1,8 @@
 //! The words of the boot line.
 
-use crate::bench::{BenchWord, LockWord, MmOp, MmapOf, MmapOp, PercpuOp, SlabPattern, WalkWord};
+use crate::bench::{
+    BenchWord, LockWord, MmOp, MmapOf, MmapOp, Peer, PercpuOp, SlabPattern, WalkWord,
+};
 use kparam::Text;
 
 kparam::choices! {
@@ -172,6 +174,10 @@ kparam::params! {
         slab_pattern: SlabPattern = SlabPattern::Same,
         /// Objects that a worker holds at its peak (bench=slab).
         slab_cached: u64 = 32,
+        /// The allocator (bench=peers).
+        peer: Peer = Peer::Slab,
+        /// Bytes of an object (bench=peers): 8 to 4096.
+        peer_size: u64 = 256,
         /// The operation (bench=mm).
         mm_op: MmOp = MmOp::Fork,
         /// What is done (bench=percpu).

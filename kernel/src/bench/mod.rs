@@ -22,6 +22,7 @@ pub mod inject;
 
 pub use self::mm::MmOp;
 pub use self::mmap::{MmapOf, MmapOp};
+pub use self::peers::Peer;
 pub use self::percpu::PercpuOp;
 pub use self::slab::SlabPattern;
 pub use locks::LockWord;
@@ -109,6 +110,8 @@ benchmarks! {
     mm::MmBench = "mm",
     /// Objects allocated and freed, by one CPU and across.
     slab::Slab = "slab",
+    /// The slab beside allocators that others wrote.
+    peers::Peers = "peers",
     /// Per-CPU memory, and counters.
     percpu::Percpu = "percpu",
     /// A mapping into a file's set and out, at several sizes of the set.

@@ -65,6 +65,8 @@ const CROWDS: &[&str] = &["1", "512"];
 const CHURN: &[&str] = &["0", "4"];
 /// Who frees what another allocated.
 const PATTERNS: &[&str] = &["same", "cross-cpu", "cross-node", "ctor"];
+/// Whose allocator.
+const PEERS: &[&str] = &["slab", "talc", "linked-list", "buddy"];
 /// What is done with an address space, and how its per-CPU state is kept.
 const MM_OPS: &[&str] = &["fork", "exec", "forkexec", "threads"];
 const MMS: &[&str] = &[
@@ -123,6 +125,8 @@ pub const BENCHMARKS: &[Benchmark] = &[
                 axes: &[("churn", CHURN)], ops: [20_480, 0, 40_000], window: (8_000_000, 20_000) },
     Benchmark { name: "slab",     doc: "objects allocated and freed",
                 axes: &[("slab_pattern", PATTERNS)], ops: [640, 0, 2000], window: (4_000_000, 50_000) },
+    Benchmark { name: "peers",    doc: "the slab beside others' allocators",
+                axes: &[("peer", PEERS)], ops: [640, 0, 2000], window: (4_000_000, 50_000) },
     Benchmark { name: "percpu",   doc: "per-CPU memory, and counters",
                 axes: &[("percpu_op", PERCPU)], ops: [640, 0, 2000], window: (20_000_000, 1_000_000) },
     Benchmark { name: "mm",       doc: "address spaces made and ended",
