@@ -240,6 +240,8 @@ kparam::params! {
         watchdog: u64 = 20,
         /// A line on the console for each program that a signal ends.
         print_fatal_signals: Switch = Switch::Off,
+        /// Print every system call of every program, as strace does.
+        strace: Switch = Switch::Off,
         /// Print results only.
         quiet: bool = false,
         /// Name of the machine, for the records.

@@ -175,6 +175,9 @@ fn patch_text(params: &params::BootParams) {
     if params.lockdep == Switch::On {
         debug::enable_lockdep();
     }
+    if params.strace == Switch::On {
+        crate::syscall::strace::STRACE.enable();
+    }
     if params.phases == Switch::On {
         trace::TRACE.enable();
     }

@@ -65,6 +65,8 @@ enum Command {
     ///
     /// Without --init and --append the kernel runs its stress.
     Qemu(Box<qemu::Options>),
+    /// Run a program and print every system call it makes, as strace does; at the end, the calls that are missing.
+    Strace(qemu::Traced),
     /// Boot a matrix of benchmarks, variants, CPU counts and modes, keep the results, and compare them.
     Bench(Box<bench::Options>),
     /// Show results: tables here, and plots on one page of HTML.
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
     let installer = Installer::new(!cli.no_install);
     let result = match &cli.command {
         Command::Qemu(options) => qemu::command(options, &installer),
+        Command::Strace(traced) => qemu::strace(traced, &installer),
         Command::Bench(options) => bench::command(options, &installer),
         Command::Report(options) => report::command(options),
         Command::Test(options) => test::command(options, &installer),

@@ -15,7 +15,7 @@ use crate::{
     topology::{Changes, Name, Topology, parse_memory},
 };
 use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::{Args, FromArgMatches, ValueEnum};
 use elf::abi;
 use std::{
     fs,
@@ -103,6 +103,30 @@ pub struct Options {
     /// come along. Last on the line.
     #[arg(long, value_name = "PROGRAM [ARGS]...", num_args = 1.., allow_hyphen_values = true)]
     init: Vec<String>,
+}
+
+/// The options of `cargo xtask strace`.
+#[derive(Args)]
+pub struct Traced {
+    /// More programs for /bin.
+    #[arg(long, value_name = "PROGRAM")]
+    with: Vec<String>,
+    /// The program, by path or by name, and its arguments.
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    program: Vec<String>,
+}
+
+/// `cargo xtask strace`.
+pub fn strace(traced: &Traced, installer: &Installer) -> Result<()> {
+    let with = traced.with.iter().flat_map(|name| ["--with", name]);
+    let words = ["qemu", "--topology", "laptop", "--append", "strace=on"];
+    let program = traced.program.iter().map(String::as_str);
+    let line = words
+        .into_iter()
+        .chain(with)
+        .chain(["--init"])
+        .chain(program);
+    command(&Options::from_words(line)?, installer)
 }
 
 /// `cargo xtask qemu`.
@@ -210,6 +234,13 @@ pub fn command(options: &Options, installer: &Installer) -> Result<()> {
 }
 
 impl Options {
+    /// As if `words`, the first of which is the command's name, stood on the command line.
+    fn from_words<'w>(words: impl Iterator<Item = &'w str>) -> Result<Self> {
+        let line = Self::augment_args(clap::Command::new("qemu"));
+        let words: Vec<String> = words.map(String::from).collect();
+        Ok(Self::from_arg_matches(&line.try_get_matches_from(words)?)?)
+    }
+
     /// Refuses combinations that cannot work, with the reason.
     fn check(&self, topology: &Topology) -> Result<()> {
         let kvm = self.accel == Accel::Kvm;

@@ -5,7 +5,7 @@
 
 use super::{ProcNode, process_of, runtime_of, start_time, task_of, ticks};
 use crate::sched::runtime_ns;
-use ::task::signal::{SIG_IGN, SigSet, UNBLOCKABLE, bit};
+use ::task::signal::SigSet;
 use ::task::{Process, Task, TaskPid};
 use core::sync::atomic::Ordering::Relaxed;
 use ksync::{CpuMask, PAGE_SIZE};
@@ -275,15 +275,7 @@ fn numbers(node: &ProcNode, process: &Process) -> Numbers {
 /// Ignored and caught signals.
 fn dispositions(process: &Process) -> (SigSet, SigSet) {
     let sighand = process.sighand().clone();
-    let (mut ignored, mut caught) = (0, 0);
-    for signo in 1..=::task::signal::NSIG {
-        match sighand.action(signo).handler {
-            0 => {}
-            SIG_IGN => ignored |= bit(signo),
-            _ => caught |= bit(signo),
-        }
-    }
-    (ignored & !UNBLOCKABLE, caught)
+    sighand.dispositions()
 }
 
 fn stat(node: &ProcNode, pid: &TaskPid, task: &Task, thread: bool, text: &mut Text<'_>) {
@@ -296,20 +288,20 @@ fn stat(node: &ProcNode, pid: &TaskPid, task: &Task, thread: bool, text: &mut Te
     };
     let (ignored, caught) = dispositions(process);
     let mm = task.mm_user();
-    let layout = mm.as_ref().map(|mm| mm.layout()).unwrap_or_default();
-    let (vsize, rss) = mm.as_ref().map_or((0, 0), sizes);
-    let start_brk = mm.as_ref().map_or(0, |mm| mm.start_brk());
+    let (layout, total_vm, start_brk) = mm.as_ref().map(|mm| mm.summary()).unwrap_or_default();
+    let vsize = total_vm * PAGE_SIZE;
+    let rss = mm.as_ref().map_or(0, |mm| mm.rss().total().max(0));
     let kthread = task.has_flag(::task::task::flags::KTHREAD);
     let (comm, len) = task.comm_bytes();
     text.dec(node.number(pid) as u64).str(" (");
     text.put(&comm[..len]).str(") ").put(&[state_of(task).0]);
-    let mut field = |value: u64| _ = text.str(" ").dec(value);
+    let mut field = |value: u64| _ = text.field(value);
     field(n.parent as u64);
     field(n.pgrp as u64);
     field(n.session as u64);
     field(0); // tty_nr
     text.str(" -1"); // tpgid
-    let mut field = |value: u64| _ = text.str(" ").dec(value);
+    let mut field = |value: u64| _ = text.field(value);
     field(if kthread { 0x20_0000 } else { 0x40_0000 }); // flags: PF_KTHREAD, PF_RANDOMIZE
     (0..4).for_each(|_| field(0)); // faults
     field(ticks(used));

@@ -20,6 +20,7 @@ mod poll;
 mod process;
 pub mod restart;
 mod sig;
+pub mod strace;
 mod time;
 mod uio;
 
@@ -314,13 +315,31 @@ fn missing(regs: &mut PtRegs) -> isize {
     -(Errno::ENOSYS.0 as isize)
 }
 
+#[inline(always)]
+fn dispatch(regs: &mut PtRegs, nr: usize) -> isize {
+    match TABLE.get(nr) {
+        Some(handler) => handler(regs),
+        None => missing(regs),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn traced(regs: &mut PtRegs, nr: usize) {
+    let line = strace::enter(regs, nr);
+    let result = dispatch(regs, nr);
+    regs.rax = result as u64;
+    line.leave(result as usize);
+}
+
 /// Runs a system call and whatever stands before the return to user mode. Returns with IRQs off.
 pub extern "C" fn do_syscall(regs: &mut PtRegs, nr: usize) {
     Stat::nr_syscalls.inc();
-    regs.rax = match TABLE.get(nr) {
-        Some(handler) => handler(regs),
-        None => missing(regs),
-    } as u64;
+    if ksync::static_branch!(strace::STRACE) {
+        traced(regs, nr);
+    } else {
+        regs.rax = dispatch(regs, nr) as u64;
+    }
     x86_64::instructions::interrupts::disable();
     if ksync::arch::this_cpu_head().need_resched.load(Relaxed) != 0 || current_ref().has_work() {
         exit_to_user(regs);

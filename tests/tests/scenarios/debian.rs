@@ -216,6 +216,14 @@ pub const DYNAMIC: &[(&str, usize, Body)] = &[
         let lines = ["setsid 0", "timeout 124", "killed 137", "pid 1"];
         bash(&["setsid", "timeout", "sleep", "unshare"], text, &lines).map(drop)
     }),
+    ("dynamic::strace", 1, || {
+        let boot = Boot::on("laptop").words("strace=on");
+        let outcome = boot.host_program(&program("true")?, &[]).succeed()?;
+        outcome.says("/libc.so.6\", O_RDONLY|O_CLOEXEC) = 3")?;
+        outcome.says("read(3, \"\\177ELF\\2\\1\\1\\3")?;
+        outcome.says("= -1 ENOENT (No such file or directory)")?;
+        outcome.says("[pid     1] exit_group(0) = ?")
+    }),
     ("dynamic::a_missing_program", 1, || {
         let boot = Boot::on("laptop").host_program(Path::new("no-such-program"), &[]);
         boot.fail()?.says("no-such-program")

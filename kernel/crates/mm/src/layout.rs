@@ -32,6 +32,12 @@ impl Mm {
         self.mmap_lock().read().layout
     }
 
+    /// The addresses, the pages of all areas, and where the heap starts. May sleep.
+    pub fn summary(&self) -> (Layout, usize, usize) {
+        let tree = self.mmap_lock().read();
+        (tree.layout, tree.total_vm, tree.start_brk)
+    }
+
     /// Heap: where it starts. May sleep.
     pub fn start_brk(&self) -> usize {
         self.mmap_lock().read().start_brk

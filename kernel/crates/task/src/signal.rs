@@ -276,6 +276,21 @@ impl SigHand {
         }
     }
 
+    /// The signals that are ignored and those that are caught.
+    pub fn dispositions(&self) -> (SigSet, SigSet) {
+        let (mut ignored, mut caught) = (0, 0);
+        if let Some(table) = &*self.table.lock() {
+            for (action, signo) in table.0.lock().actions.iter().zip(1..) {
+                match action.handler {
+                    SIG_DFL => {}
+                    SIG_IGN => ignored |= bit(signo),
+                    _ => caught |= bit(signo),
+                }
+            }
+        }
+        (ignored, caught)
+    }
+
     /// Replaces the action for `signo`. Fails without memory for a table of its own, and then changes nothing.
     pub fn set_action(&self, signo: Signo, action: SigAction) -> Result<(), AllocError> {
         // Allocated before the lock; thrown away when the table turns out to be ours already.

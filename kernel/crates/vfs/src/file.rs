@@ -22,13 +22,12 @@ use crate::poll::PollMask;
 use crate::readdir;
 use crate::regular::Regular;
 use crate::stat::*;
-use crate::synth::{Cursor, SynthHandle, TEXT_PAGE, Text};
+use crate::synth::{Cursor, SynthHandle, TEXT_PAGE, Text, TextPage};
 use crate::uio::{BufIn, BufOut};
-use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, Ordering};
 use ksync::{LockClass, Mutex, SpinLock, WaitQueue};
 use rmap::AddressSpace;
-use slab::{KArc, KBox};
+use slab::KArc;
 
 static POS_CLASS: LockClass = LockClass::new("f_pos_lock");
 
@@ -379,10 +378,14 @@ impl File {
     ) -> Result<usize, VfsError> {
         let node = self.synth()?;
         let wanted = buf.remaining();
-        let mut page = KBox::new([const { MaybeUninit::<u8>::uninit() }; TEXT_PAGE])?;
+        let mut page = TextPage::new()?;
         loop {
             let (done, window) = (wanted - buf.remaining(), buf.remaining().min(TEXT_PAGE));
-            let mut text = Text::new(&mut page[..window], pos + done as u64, *cursor.lock());
+            let mut text = Text::new(
+                &mut page.bytes()[..window],
+                pos + done as u64,
+                *cursor.lock(),
+            );
             if let Err(e) = node.read(&mut text) {
                 return if done > 0 { Ok(done) } else { Err(e) };
             }

@@ -30,6 +30,7 @@ use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use ksync::{SpinLock, lock_class};
+use page_alloc::{Gfp, PageRef};
 use slab::{KArc, Object};
 
 /// What stat shows of a node; the rest is zero or the time of the look-up.
@@ -213,6 +214,28 @@ impl Cursor {
 /// Bytes that one generation keeps.
 pub(crate) const TEXT_PAGE: usize = if cfg!(test) { 64 } else { 4096 };
 
+/// Memory for a window, not zeroed.
+pub(crate) struct TextPage(PageRef);
+
+impl TextPage {
+    /// ENOMEM.
+    pub fn new() -> Result<Self, VfsError> {
+        Ok(TextPage(page_alloc::alloc_page(Gfp::empty())?))
+    }
+
+    pub fn bytes(&mut self) -> &mut [MaybeUninit<u8>; TEXT_PAGE] {
+        const _: () = assert!(TEXT_PAGE <= ksync::PAGE_SIZE);
+        // SAFETY: a page that is ours alone until it is put; bytes that may be uninitialised ask nothing of it.
+        unsafe { &mut *self.0.virt().cast() }
+    }
+}
+
+impl Drop for TextPage {
+    fn drop(&mut self) {
+        self.0.put();
+    }
+}
+
 /// A text being made, of which a window is kept.
 pub struct Text<'a> {
     buf: &'a mut [MaybeUninit<u8>],
@@ -294,9 +317,13 @@ impl<'a> Text<'a> {
 
     #[inline]
     fn keep(&mut self, bytes: &[u8]) {
-        for (to, &byte) in self.buf[self.used..].iter_mut().zip(bytes) {
-            to.write(byte);
-        }
+        let room = &mut self.buf[self.used..][..bytes.len()];
+        // SAFETY: as long as `bytes`, and apart from it: `room` is borrowed exclusively.
+        unsafe {
+            room.as_mut_ptr()
+                .cast::<u8>()
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        };
         self.used += bytes.len();
     }
 
@@ -311,6 +338,16 @@ impl<'a> Text<'a> {
         let mut digits = [0; 20];
         let from = decimal(value, &mut digits);
         self.put(&digits[from..])
+    }
+
+    /// Appends a space and a number, decimal.
+    pub fn field(&mut self, value: u64) -> &mut Self {
+        let mut field = [b' '; 21];
+        let from = match field.last_chunk_mut() {
+            Some(digits) => decimal(value, digits),
+            None => unreachable!("20 of 21"),
+        };
+        self.put(&field[from..])
     }
 
     /// Appends a number with a sign if it is below zero.

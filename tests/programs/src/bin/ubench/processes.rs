@@ -29,7 +29,85 @@ pub const BENCHES: &[Bench] = &[
     bench("fork_depth_1", 10, 5, |_, n| at_depth(n, 1)),
     bench("fork_depth_8", 10, 5, |_, n| at_depth(n, 8)),
     bench("fork_depth_31", 10, 5, |_, n| at_depth(n, 31)),
+    bench("readdir_proc", 500, 2, |_, n| in_proc(n, list_proc)),
+    heavy("readdir_proc_10000", 10_000, 1, |_, n| {
+        in_proc(n, list_proc)
+    }),
+    bench("read_proc_stat", 200, 2, |_, n| in_proc(n, read_stats)),
 ];
+
+/// Runs `body` while there are `n` more processes, whose pids it gets.
+fn in_proc(n: u32, body: fn(&[i32], u32) -> u64) -> u64 {
+    let at = map(n as usize * 4 / PAGE + 1);
+    if at == 0 {
+        return FAILED;
+    }
+    // SAFETY: mapped above, as large as that, and nobody else's.
+    let pids = unsafe { core::slice::from_raw_parts_mut(at as *mut i32, n as usize) };
+    for pid in pids.iter_mut() {
+        let child = fork(|| {
+            loop {
+                sys!(PAUSE);
+            }
+        });
+        if child <= 0 {
+            return FAILED;
+        }
+        *pid = child as i32;
+    }
+    let cycles = body(pids, n);
+    for &pid in pids.iter() {
+        rt::signal::kill(pid as isize, SIGKILL);
+        wait(pid as isize);
+    }
+    unmap(at, n as usize * 4 / PAGE + 1);
+    cycles
+}
+
+/// One listing of /proc; an operation is an entry.
+fn list_proc(_: &[i32], n: u32) -> u64 {
+    let dir = sys!(OPEN, c"/proc".as_ptr(), O_RDONLY | O_DIRECTORY, 0);
+    let (mut buf, mut bytes, mut failed) = ([0u8; 32768], 0, false);
+    let cycles = time(1, |_| {
+        loop {
+            match sys!(GETDENTS64, dir, buf.as_mut_ptr(), buf.len()) {
+                0 => break,
+                got if got > 0 => bytes += got,
+                _ => {
+                    failed = true;
+                    break;
+                }
+            }
+        }
+    });
+    sys!(CLOSE, dir);
+    if failed || bytes < n as isize * 24 {
+        return FAILED;
+    }
+    cycles
+}
+
+/// Opens, reads and closes each process's stat, as ps does.
+fn read_stats(pids: &[i32], n: u32) -> u64 {
+    let mut failed = false;
+    let mut buf = [0u8; 1024];
+    let cycles = time(n, |i| {
+        let mut path = *b"/proc/0000000000/stat\0";
+        let mut rest = pids[i as usize];
+        // Zeros in front are no part of a number: fill from the end, start where it starts.
+        let mut at = 16;
+        while rest > 0 {
+            at -= 1;
+            path[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        path.copy_within(0..6, at - 6);
+        let fd = sys!(OPEN, path[at - 6..].as_ptr(), O_RDONLY, 0);
+        failed |= sys!(READ, fd, buf.as_mut_ptr(), buf.len()) < 100;
+        sys!(CLOSE, fd);
+    });
+    if failed { FAILED } else { cycles }
+}
 
 /// Forks a child that exits, waits for it; whether all went well.
 #[inline(always)]
