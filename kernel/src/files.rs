@@ -119,8 +119,8 @@ impl ConsoleOps for SerialConsole {
 }
 
 static HOOKS: Hooks = Hooks {
-    unmap_mapping: |space, first, even_cow| {
-        mm::unmap_mapping_range(space, first, u64::MAX, even_cow)
+    unmap_mapping: |space, first, last, even_cow| {
+        mm::unmap_mapping_range(space, first, last, even_cow)
     },
     console: &CONSOLE,
     fill_random: crate::random::fill,

@@ -2,9 +2,10 @@
 
 use super::{Args, SysResult};
 use crate::arch::PtRegs;
+use crate::arch::uaccess::{get_user, put_user};
 use crate::errno::Errno;
 use crate::sched::current_ref;
-use mm::{MapArgs, MapFlags, Mm, Prot};
+use mm::{MapArgs, MapFlags, Mm, PageNode, Prot};
 use vfs::Mappable;
 
 const MAP_ANONYMOUS: usize = 0x20;
@@ -108,4 +109,41 @@ pub fn madvise(regs: &mut PtRegs) -> SysResult {
         0..=25 => Ok(0),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// move_pages: where pages of the caller are, or moves them there. Other processes: EPERM.
+pub fn move_pages(regs: &mut PtRegs) -> SysResult {
+    const MPOL_MF_MOVE: usize = 2;
+    const MPOL_MF_MOVE_ALL: usize = 4;
+    let (pid, count, pages) = (regs.arg::<0>() as i32, regs.arg::<1>(), regs.arg::<2>());
+    let (nodes, status) = (regs.arg::<3>(), regs.arg::<4>());
+    if regs.arg::<5>() & !(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if pid != 0 && pid != current_ref().process.tgid() {
+        return Err(Errno::EPERM);
+    }
+    let mm = current_mm();
+    for i in 0..count {
+        let addr = get_user::<usize>(pages.wrapping_add(8 * i))?;
+        let at = if nodes == 0 {
+            mm.node_of(addr)
+        } else {
+            let node = get_user::<i32>(nodes.wrapping_add(4 * i))? as usize;
+            if node >= ksync::arch::nr_node_ids() {
+                return Err(Errno::ENODEV);
+            }
+            mm.move_page(addr, node)
+        };
+        let word = match at {
+            PageNode::On(node) => node as i32,
+            PageNode::Absent => -i32::from(Errno::ENOENT.0),
+            PageNode::Unmapped => -i32::from(Errno::EFAULT.0),
+            PageNode::Busy => -i32::from(Errno::EBUSY.0),
+            PageNode::Shared => -i32::from(Errno::EACCES.0),
+            PageNode::Oom => -i32::from(Errno::ENOMEM.0),
+        };
+        put_user(status.wrapping_add(4 * i), &word)?;
+    }
+    Ok(0)
 }

@@ -271,6 +271,7 @@ syscalls! {
     272 "unshare" => process::unshare,
     273 "set_robust_list" => futex::set_robust_list,
     274 "get_robust_list" => futex::get_robust_list,
+    279 "move_pages" => memory::move_pages,
     280 "utimensat" => fs::utimensat,
     284 "eventfd" => poll::eventfd,
     285 "fallocate" => fs::fallocate,

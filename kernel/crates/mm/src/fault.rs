@@ -400,7 +400,8 @@ impl Mm {
         }
         self.rss().add(rss_kind(pte), 1);
         // INV-FAULT-2. `page` cannot be freed and reused before this look: if a walker took our
-        // entry out, the page has left the cache for good, and nobody caches a page twice.
+        // entry out, the page has left the cache for good, or is back as it was (a move given up): then the access faults
+        // once more, for there is no entry.
         if file.still_cached(page) {
             Ok(())
         } else {

@@ -12,7 +12,8 @@
 //! Lock order (outer to inner): mm's mmap_lock; i_mmap's lock (sleeping); page table locks;
 //! `i_pages_lock` (spin, leaf).
 //!
-//! Invariants: INV-RMAP-1..5 in [`contract`], INV-PCACHE-1..4 in [`space`], INV-REFS-1..2 in [`refs`].
+//! Invariants: INV-RMAP-1..5 in [`contract`], INV-PCACHE-1..4 in [`space`], INV-REFS-1..2 in [`refs`],
+//! INV-MOVE-1..2 in [`migrate`].
 #![no_std]
 
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub mod contract;
 mod global;
 pub mod i_mmap;
 mod inverted;
+pub mod migrate;
 mod refs;
 pub mod space;
 mod tree;
@@ -34,5 +36,6 @@ mod tests;
 
 pub use contract::{Adjust, FileRmap, MapNode, NodePtr, Resize};
 pub use i_mmap::{Adaptive, Best, Global, IMmap, IMmapKind, Inverted, NodeLocks, NodeTrees};
+pub use migrate::MoveError;
 pub use refs::{SpaceOwner, SpaceRef};
 pub use space::{AddressSpace, FillError, Filler, MAX_FILE_SIZE};

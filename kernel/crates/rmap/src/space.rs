@@ -32,6 +32,7 @@
 
 use crate::contract::FileRmap;
 use crate::i_mmap::{IMmap, IMmapKind};
+use crate::migrate::{is_moving, wait_moved};
 use crate::refs::RefsSlot;
 use core::mem::size_of;
 use core::ptr::NonNull;
@@ -112,7 +113,7 @@ const RCU_WORD: usize = page_alloc::NR_WORDS - 2;
 const _: () = assert!(size_of::<RcuHead>() == 2 * size_of::<usize>());
 
 /// Drops a reference after a grace period (INV-PCACHE-1).
-fn put_rcu(page: PageRef) {
+pub(crate) fn put_rcu(page: PageRef) {
     /// # Safety
     /// `head` is the last two words of a page given away below.
     unsafe fn callback(head: NonNull<RcuHead>) {
@@ -172,6 +173,15 @@ impl AddressSpace {
         &self.i_mmap
     }
 
+    /// For [`crate::migrate`].
+    pub(crate) fn pages(&self) -> &XArray<PageRef> {
+        &self.i_pages
+    }
+
+    pub(crate) fn pages_lock(&self) -> &SpinLock<()> {
+        &self.i_pages_lock
+    }
+
     #[inline(always)]
     pub(crate) fn refs(&self) -> &RefsSlot {
         &self.refs
@@ -214,15 +224,22 @@ impl AddressSpace {
         core::ptr::eq(page.mapping::<AddressSpace>(), self)
     }
 
-    /// The page at `pgoff` if it is in the cache, with a reference that the caller puts. Lockless,
-    /// any context.
+    /// The page at `pgoff` if it is in the cache, with a reference that the caller puts. Lockless; sleeps while the page
+    /// is on its way to another node.
     #[inline]
     pub fn find_page(&self, pgoff: u64) -> Option<PageRef> {
-        let guard = rcu::read_lock();
-        let page = self.i_pages.load(&guard, pgoff)?;
-        // The tree's reference lives until our section ends (INV-PCACHE-1).
-        page.get();
-        Some(page)
+        loop {
+            let guard = rcu::read_lock();
+            let page = self.i_pages.load(&guard, pgoff)?;
+            // The tree's reference lives until our section ends (INV-PCACHE-1).
+            page.get();
+            drop(guard);
+            if !is_moving(page) {
+                return Some(page);
+            }
+            wait_moved(page);
+            page.put();
+        }
     }
 
     /// Calls `f` with the page at `pgoff` if it is in the cache, without a reference: `f` runs inside an RCU section,
@@ -231,7 +248,8 @@ impl AddressSpace {
     pub fn with_page<R>(&self, pgoff: u64, f: impl FnOnce(PageRef) -> R) -> Option<R> {
         let guard = rcu::read_lock();
         // The tree's reference lives until our section ends (INV-PCACHE-1).
-        self.i_pages.load(&guard, pgoff).map(f)
+        let page = self.i_pages.load(&guard, pgoff)?;
+        (!is_moving(page)).then(|| f(page))
     }
 
     /// Calls `f` with each cached page of [first, last] and a reference that `f` puts or keeps.
@@ -239,8 +257,10 @@ impl AddressSpace {
     pub fn for_each_cached(&self, first: u64, last: u64, mut f: impl FnMut(u64, PageRef)) {
         let guard = rcu::read_lock();
         self.i_pages.for_each(&guard, first, last, |pgoff, page| {
-            page.get();
-            f(pgoff, page);
+            if !is_moving(page) {
+                page.get();
+                f(pgoff, page);
+            }
         });
     }
 
@@ -295,7 +315,16 @@ impl AddressSpace {
                     Added::Yes => return Ok(page),
                     Added::Found(winner) => {
                         discard(page);
-                        return Ok(winner);
+                        if !is_moving(winner) {
+                            return Ok(winner);
+                        }
+                        wait_moved(winner);
+                        let cached = self.still_cached(winner);
+                        if cached {
+                            return Ok(winner);
+                        }
+                        winner.put();
+                        break;
                     }
                     Added::Stale => {
                         discard(page);
@@ -407,6 +436,49 @@ impl AddressSpace {
     /// Takes all pages at or past `from` out of the cache and returns how many they were. Their
     /// memory is free after a grace period, once nobody else holds them.
     pub fn truncate_pages(&self, from: u64) -> usize {
+        self.remove_pages(from, u64::MAX)
+    }
+
+    /// Takes the bytes `start..end` away: they read zero, and whole pages are free. The size stays. Afterwards the caller
+    /// removes the mappings of the pages whose first and last numbers this returns. The caller excludes writers and
+    /// changes of the size.
+    pub fn punch(&self, start: u64, end: u64) -> Result<Option<(u64, u64)>, AllocError> {
+        let end = end.min(self.size().next_multiple_of(PAGE_SIZE as u64));
+        let (first, behind) = (start.div_ceil(PAGE_SIZE as u64), end >> PAGE_SHIFT);
+        // Bytes of the archive would come back: there pages of zeroes stand in the hole.
+        let filled = self.fill_end.load(Acquire).div_ceil(PAGE_SIZE as u64);
+        let keep = match self.filler {
+            Filler::Static(_) => filled.clamp(first, behind.max(first)),
+            Filler::Zero => first,
+        };
+        let mut at = start;
+        while at < end {
+            let (pgoff, offset) = (at >> PAGE_SHIFT, at as usize & (PAGE_SIZE - 1));
+            let n = (PAGE_SIZE - offset).min((end - at) as usize);
+            let whole = pgoff >= first && pgoff < behind;
+            if whole && pgoff >= keep {
+                at = (behind << PAGE_SHIFT).max(at + n as u64);
+                continue;
+            }
+            let page = match self.find_or_create_page(pgoff) {
+                Ok(page) => page,
+                Err(FillError::PastEof) => break,
+                Err(FillError::Oom) => return Err(AllocError),
+            };
+            // SAFETY: our reference keeps the page; the range lies in it. File contents are shared memory.
+            unsafe { page.virt().add(offset).write_bytes(0, n) };
+            page.put();
+            at += n as u64;
+        }
+        if keep >= behind {
+            return Ok(None);
+        }
+        self.remove_pages(keep, behind - 1);
+        Ok(Some((keep, behind - 1)))
+    }
+
+    /// Takes the pages of [from, last] out of the cache.
+    fn remove_pages(&self, from: u64, last: u64) -> usize {
         /// Pages per hold of the lock.
         const BATCH: usize = 64;
         let (mut at, mut freed) = (from, 0);
@@ -416,7 +488,7 @@ impl AddressSpace {
             // SAFETY: i_pages_lock is held: the only writer.
             let mut tree = unsafe { self.i_pages.writer() };
             while batch < BATCH
-                && let Some((pgoff, page)) = tree.next(at, u64::MAX)
+                && let Some((pgoff, page)) = tree.next(at, last)
             {
                 tree.erase(pgoff);
                 // INV-PCACHE-2.

@@ -528,13 +528,14 @@ impl File {
     }
 
     /// posix_fallocate: makes a regular file at least `offset + len` long. EINVAL, EBADF, ESPIPE,
-    /// ENODEV, EFBIG, EOPNOTSUPP (any mode but 0 and KEEP_SIZE).
+    /// ENODEV, EFBIG, EOPNOTSUPP (any mode but 0, KEEP_SIZE, and KEEP_SIZE with PUNCH_HOLE, which makes the range a hole).
     pub fn fallocate(&self, mode: u32, offset: i64, len: i64) -> Result<(), VfsError> {
         const KEEP_SIZE: u32 = 1;
+        const PUNCH_HOLE: u32 = 2;
         if offset < 0 || len <= 0 {
             return Err(VfsError::EINVAL);
         }
-        if mode & !KEEP_SIZE != 0 {
+        if mode & !KEEP_SIZE != 0 && mode != KEEP_SIZE | PUNCH_HOLE {
             return Err(VfsError::EOPNOTSUPP);
         }
         if !self.mode.contains(FMode::WRITE) {
@@ -546,7 +547,9 @@ impl File {
             _ => return Err(VfsError::ENODEV),
         };
         let end = offset.checked_add(len).ok_or(VfsError::EFBIG)?;
-        if mode & KEEP_SIZE == 0 {
+        if mode & PUNCH_HOLE != 0 {
+            regular.punch_hole(offset as u64, end as u64)?;
+        } else if mode & KEEP_SIZE == 0 {
             regular.extend(end as u64)?;
         }
         Ok(())

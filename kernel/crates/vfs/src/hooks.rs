@@ -29,10 +29,10 @@ pub trait ConsoleOps: Sync {
 
 /// What the kernel lends. Installed once by [`install`].
 pub struct Hooks {
-    /// Removes from every page table the mappings of pages `first..` (page offsets) of the file.
+    /// Removes from every page table the mappings of pages `first..=last` (page offsets) of the file.
     /// With `even_cow` private copies go too (truncate). Called with the inode's lock held, no
     /// spinlock; may sleep.
-    pub unmap_mapping: fn(mapping: &KArc<AddressSpace>, first: u64, even_cow: bool),
+    pub unmap_mapping: fn(mapping: &KArc<AddressSpace>, first: u64, last: u64, even_cow: bool),
     /// Behind /dev/console and /dev/tty.
     pub console: &'static dyn ConsoleOps,
     /// Fills the buffer with random bytes. Any context.
@@ -65,7 +65,7 @@ fn counter_random(buf: &mut [u8]) {
 }
 
 static STAND_IN: Hooks = Hooks {
-    unmap_mapping: |_, _, _| {},
+    unmap_mapping: |_, _, _, _| {},
     console: &NoConsole,
     fill_random: counter_random,
 };

@@ -205,7 +205,17 @@ impl Regular {
         let shrinks = len < self.size();
         self.mapping.truncate(len);
         if shrinks {
-            (hooks().unmap_mapping)(&self.mapping, len.div_ceil(PAGE), true);
+            (hooks().unmap_mapping)(&self.mapping, len.div_ceil(PAGE), u64::MAX, true);
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes `start..end` away: they read zero, in every mapping too, but for private copies. The length stays.
+    /// ENOMEM. May sleep.
+    pub fn punch_hole(&self, start: u64, end: u64) -> Result<(), VfsError> {
+        let _sem = self.sem.lock();
+        if let Some((first, last)) = self.mapping.punch(start, end)? {
+            (hooks().unmap_mapping)(&self.mapping, first, last, false);
         }
         Ok(())
     }

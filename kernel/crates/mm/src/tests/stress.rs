@@ -9,10 +9,10 @@ const A: usize = 0x40_0000;
 const ROUNDS: usize = 300;
 
 /// A thread that counts in words of its own, through whatever the others do to the pages.
-fn count(mm: &Mm, lane: usize) {
+fn count(mm: &Mm, base: usize, lane: usize) {
     for round in 1..=ROUNDS as u64 {
         for page in 0..4 {
-            let at = A + page * PAGE + lane * 8;
+            let at = base + page * PAGE + lane * 8;
             let mut word = [0; 8];
             mm.read_remote(at, &mut word).unwrap();
             assert_eq!(u64::from_ne_bytes(word), round - 1, "a write was lost");
@@ -36,7 +36,7 @@ fn faults_fork_truncate_protect() {
             .map(|lane| {
                 s.spawn({
                     let mm = mm.clone();
-                    move || count(&mm, lane)
+                    move || count(&mm, A, lane)
                 })
             })
             .collect();
@@ -108,4 +108,44 @@ fn one_page_per_fault_of_many() {
             assert_eq!(read(&mm, A + page * PAGE + lane * 8), Ok(1));
         }
     }
+}
+
+/// Two processes count in a file that both map, and in private pages, while their pages move from node to node.
+#[test]
+fn pages_move_under_writers() {
+    let _m = Machine::new();
+    let mm = mm_with(A, 4);
+    let f = AddressSpace::new(Filler::Zero, 4 * PAGE as u64, b"").unwrap();
+    let shared = mm.mmap(&of_file(&f, 0, 4, true)).unwrap();
+    let other = Mm::new().unwrap();
+    let mapped = other.mmap(&of_file(&f, 0, 4, true)).unwrap();
+    let stop = AtomicBool::new(false);
+    let moved = std::sync::atomic::AtomicUsize::new(0);
+    thread::scope(|s| {
+        let (mm, other, moved, stop) = (&mm, &other, &moved, &stop);
+        let counters = [
+            s.spawn(move || count(mm, shared, 0)),
+            s.spawn(move || count(other, mapped, 1)),
+            s.spawn(move || count(mm, A, 2)),
+        ];
+        s.spawn(move || {
+            for i in 0.. {
+                if stop.load(Relaxed) {
+                    break;
+                }
+                let base = [shared, A][i % 2];
+                let at = base + i / 2 % 4 * PAGE;
+                if mm.move_page(at, i / 8 % 2) == crate::PageNode::On(i / 8 % 2) {
+                    moved.fetch_add(1, Relaxed);
+                }
+                mm.check_invariants();
+            }
+        });
+        let ends = counters.map(|c| c.join());
+        stop.store(true, Relaxed);
+        assert!(ends.iter().all(Result::is_ok));
+    });
+    assert!(moved.load(Relaxed) > 4, "pages have moved");
+    mm.check_invariants();
+    other.check_invariants();
 }

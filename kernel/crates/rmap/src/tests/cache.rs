@@ -63,6 +63,25 @@ fn check_file(filler: &'static [u8], ops: &[(u8, u64, usize, u8)]) {
                 }
                 page.put();
             }
+            2 => {
+                // A hole of up to two pages and a bit, anywhere.
+                let start = pgoff as usize * PAGE_SIZE + at;
+                let end = start + at * 2 + byte as usize;
+                file.punch(start as u64, end as u64).unwrap();
+                let len = model.len();
+                model[start.min(len)..end.min(len)].fill(0);
+            }
+            3 => {
+                let cached = file.find_page(pgoff).map(PageRef::put).is_some();
+                match file.migrate_page(pgoff, at % 3, || ()) {
+                    Ok(()) => {
+                        let page = file.find_page(pgoff).unwrap();
+                        assert_eq!(page.node(), at % 3);
+                        page.put();
+                    }
+                    Err(e) => assert!(!cached && e == MoveError::NotCached),
+                }
+            }
             _ => match file.find_or_create_page(pgoff) {
                 Ok(page) => {
                     let mut want = model[pgoff as usize * PAGE_SIZE..].to_vec();
@@ -87,12 +106,36 @@ proptest! {
     #[test]
     fn cache_is_the_file(
         len in 0usize..5 * PAGE_SIZE,
-        ops in prop::collection::vec((0u8..3, 0u64..6, 0usize..PAGE_SIZE, 1u8..255), 0..40)
+        ops in prop::collection::vec((0u8..5, 0u64..6, 0usize..PAGE_SIZE, 1u8..255), 0..40)
     ) {
         let _alone = alone();
         static ARCHIVE: OnceLock<&'static [u8]> = OnceLock::new();
         check_file(&ARCHIVE.get_or_init(|| archive(5 * PAGE_SIZE))[..len], &ops);
     }
+}
+
+/// Somebody who does not let go keeps the page where it is, with what it holds.
+#[test]
+fn a_held_page_stays() {
+    let _alone = alone();
+    let file = AddressSpace::new(Filler::Zero, PAGE_SIZE as u64, b"").unwrap();
+    let held = file.find_or_create_page(0).unwrap();
+    write(held, 5, 77);
+    let to = (held.node() + 1) % 3;
+    assert_eq!(file.migrate_page(0, to, || ()), Err(MoveError::Busy));
+    assert!(file.still_cached(held));
+    held.put();
+    assert_eq!(file.migrate_page(0, to, || ()), Ok(()));
+    let moved = file.find_page(0).unwrap();
+    assert_eq!((moved.node(), bytes(moved)[5]), (to, 77));
+    // Cut in the middle of a move: the new page is nobody's.
+    moved.put();
+    let cut = || {
+        file.truncate(0);
+    };
+    assert_eq!(file.migrate_page(0, (to + 1) % 3, cut), Ok(()));
+    assert_eq!(file.nr_pages(), 0);
+    file.check_invariants();
 }
 
 #[test]
