@@ -250,7 +250,7 @@ impl<T: Member> PidMap<T> for ShardedMap<T> {
     }
 
     fn trim(&self) {
-        self.map.end_own_lease();
+        self.map.trim();
     }
 
     fn check_invariants(&self, ns: &PidNamespace<T>) {

@@ -16,8 +16,11 @@
 //! compare-and-swap from null takes it. So whoever needs one certain number, or finds no unleased
 //! one, takes it out of another CPU's lease, without asking.
 //!
-//! A node counts what keeps it: slots that are taken, and numbers leased and not yet reached. The
-//! last one out unlinks it, under the lock. A small map begins with one lease for all CPUs, used
+//! What a CPU gets from the cursor is a *run* of nodes, longer each time up to [`RUN_MAX`] numbers, made in one hold; it
+//! goes from one to the next without the lock.
+//!
+//! A node counts what keeps it: slots that are taken, and numbers leased and not yet reached. One that nothing keeps stays
+//! where it is for the next round, until [`trim`](LeaseMap::trim). A small map begins with one lease for all CPUs, used
 //! under the lock, and gets one per CPU with its first further lease.
 //!
 //! Reuse. A number that is given back is given out again only after the cursor has gone round: after
@@ -29,8 +32,8 @@
 //! - INV-LEASE-1 (one owner): a slot goes from null to not null by one compare-and-swap; whoever made
 //!   it owns the number until it stores null. Hence no number is given out twice, whatever leases say.
 //! - INV-LEASE-2 (kept nodes): `count` of a bottom node is the number of its slots that are not null
-//!   plus the numbers that leases of it have not reached. It rises from 0 only under the lock; a
-//!   node is unlinked only under the lock, with `count` 0. A [`Claim`] or a lease so keeps its node.
+//!   plus the numbers that leases of it have not reached. A node is unlinked only under the lock, after its count
+//!   went from 0 to [`DEAD`], from where it never rises. A [`Claim`] or a lease so keeps its node.
 //! - INV-LEASE-3 (own CPU): a CPU's lease is touched by that CPU with preemption off; the common
 //!   one, used until `split`, under the lock.
 //! - INV-LEASE-4 (references): a visible word is `KArc::into_raw` of a reference the map owns; the word
@@ -57,6 +60,10 @@ struct Lease {
     end: AtomicU32,
     /// What this CPU has counted.
     count: AtomicI32,
+    /// Where this CPU's next leases begin and end, and how long its run was at first.
+    run_at: AtomicU32,
+    run_end: AtomicU32,
+    run_len: AtomicU32,
 }
 
 impl Lease {
@@ -66,6 +73,9 @@ impl Lease {
             at: AtomicU32::new(0),
             end: AtomicU32::new(0),
             count: AtomicI32::new(0),
+            run_at: AtomicU32::new(0),
+            run_end: AtomicU32::new(0),
+            run_len: AtomicU32::new(0),
         }
     }
 }
@@ -79,6 +89,14 @@ pub struct LeaseRange {
     pub reserved: u32,
 }
 
+/// What all CPUs write, once in a run.
+#[repr(align(64))]
+struct Shared {
+    lock: SpinLock<()>,
+    /// Where the next lease begins. Written under `lock`.
+    cursor: AtomicU32,
+}
+
 /// A map from numbers to `T`s that CPUs take numbers from without meeting.
 ///
 /// # Invariants
@@ -90,9 +108,8 @@ pub struct LeaseMap<T: Object> {
     /// Initialised when `split` is set, and only then.
     leases: UnsafeCell<MaybeUninit<PerCpu<Lease>>>,
     common: Lease,
-    /// Where the next lease begins. Written under `lock`.
-    cursor: AtomicU32,
-    lock: SpinLock<()>,
+    /// On a line of their own: the other fields are read all the time.
+    shared: Shared,
     owns: PhantomData<KArc<T>>,
 }
 
@@ -100,6 +117,13 @@ pub struct LeaseMap<T: Object> {
 unsafe impl<T: Object + Send + Sync> Send for LeaseMap<T> {}
 // SAFETY: as above; `leases` is written once, under the lock, before `split` is set with Release.
 unsafe impl<T: Object + Send + Sync> Sync for LeaseMap<T> {}
+
+/// The count of a node that is unlinked.
+const DEAD: u16 = u16::MAX;
+/// Numbers of the longest run.
+const RUN_MAX: u32 = 1024;
+/// Nodes that one pass of a trim unlinks.
+const TRIM_BATCH: usize = 32;
 
 /// The smallest number of an automatic choice: 0 is nobody's.
 const FIRST: u32 = 1;
@@ -115,8 +139,10 @@ impl<T: Object> LeaseMap<T> {
             split: AtomicBool::new(false),
             leases: UnsafeCell::new(MaybeUninit::uninit()),
             common: Lease::none(),
-            cursor: AtomicU32::new(FIRST),
-            lock: SpinLock::new((), class),
+            shared: Shared {
+                lock: SpinLock::new((), class),
+                cursor: AtomicU32::new(FIRST),
+            },
             owns: PhantomData,
         }
     }
@@ -124,7 +150,7 @@ impl<T: Object> LeaseMap<T> {
     /// Gives every CPU a lease of its own from now on. Not in hard IRQs.
     pub fn split(&self) -> Result<(), AllocError> {
         let fresh = PerCpu::new(|_| Lease::none()).map_err(|_| AllocError)?;
-        let held = self.lock.lock();
+        let held = self.shared.lock.lock();
         if self.split.load(Relaxed) {
             drop(held);
             drop(fresh);
@@ -163,7 +189,7 @@ impl<T: Object> LeaseMap<T> {
         match self.take_next(lease, at) {
             Ok(claim) => Some(claim),
             Err(node) => {
-                self.let_go(node, at);
+                self.let_go(node);
                 None
             }
         }
@@ -191,7 +217,7 @@ impl<T: Object> LeaseMap<T> {
         Err(node)
     }
 
-    /// [`take_next`](Self::take_next) until it has one or the lease is used up. The lock is held.
+    /// [`take_next`](Self::take_next) until it has one or the lease is used up.
     fn take_any(&self, lease: &Lease, limit: u32) -> Option<Claim<'_, T>> {
         loop {
             let at = lease.at.load(Relaxed);
@@ -201,9 +227,7 @@ impl<T: Object> LeaseMap<T> {
             match self.take_next(lease, at) {
                 Ok(claim) => return Some(claim),
                 Err(node) => {
-                    // SAFETY: the share of the number that was lost keeps the node until now (INV-LEASE-2).
-                    unsafe { node.as_ref() }.count.fetch_sub(1, AcqRel);
-                    self.reap_if_unused(node);
+                    self.let_go(node);
                 }
             }
         }
@@ -235,13 +259,18 @@ impl<T: Object> LeaseMap<T> {
     #[inline(never)]
     pub fn claim_slow(&self, range: LeaseRange) -> Result<Claim<'_, T>, SlowError> {
         let mut spare = Preload::new();
-        if !self.split.load(Relaxed) && self.cursor.load(Relaxed) as usize > SLOTS {
+        if !self.split.load(Relaxed) && self.shared.cursor.load(Relaxed) as usize > SLOTS {
             // More than one lease's worth of users: worth a lease per CPU. Without memory it stays as it is.
             let _ = self.split();
         }
+        if let Some(claim) = self.next_of_run(range) {
+            return Ok(claim);
+        }
+        // Without memory for all the run is shorter.
+        let _ = spare.fill(self.nodes_of_run(range));
         loop {
             let found = {
-                let held = self.lock.lock();
+                let held = self.shared.lock.lock();
                 match self.leases() {
                     None => self.renew(&self.common, range, &mut spare),
                     Some(leases) => self.renew(leases.this_cpu(&held), range, &mut spare),
@@ -266,7 +295,8 @@ impl<T: Object> LeaseMap<T> {
             return Ok(claim);
         }
         self.end_lease(lease);
-        let cursor = self.cursor.load(Relaxed);
+        lease.run_end.store(0, Relaxed);
+        let cursor = self.shared.cursor.load(Relaxed);
         let min = if cursor > range.reserved {
             range.reserved
         } else {
@@ -290,52 +320,106 @@ impl<T: Object> LeaseMap<T> {
             if start < range.reserved {
                 end = end.min(range.reserved);
             }
-            if let Some(claim) = self.begin_lease(lease, start, end, spare)? {
+            let node = self.node_for(start, spare)?;
+            // SAFETY: a node of the tree; the lock is held, so it stays.
+            if let Some(claim) = self.begin_lease(lease, start, end, unsafe { node.as_ref() }) {
+                self.shared.cursor.store(end, Relaxed);
+                self.begin_run(lease, end, range, spare);
                 return Ok(claim);
             }
             start = end;
         }
     }
 
-    /// Leases what is free of `start..end`, numbers of one node, to `lease`, and takes the first. None: nothing is free.
-    /// The lock is held.
+    /// Leases what is free of `start..end`, numbers of `node`, to `lease`, and takes the first. None: nothing is free. The
+    /// lock is held, or an RCU section has lasted since the node was found; the lease has no numbers left.
     fn begin_lease(
         &self,
         lease: &Lease,
         start: u32,
         end: u32,
-        spare: &mut Preload,
-    ) -> Result<Option<Claim<'_, T>>, NeedNodes> {
-        let node = self.node_for(start, spare)?;
-        // SAFETY: a node of the tree; the lock is held, so it stays (INV-LEASE-2).
-        let n = unsafe { node.as_ref() };
-        let free = (start..end).find(|&nr| n.slot(nr as usize % SLOTS).is_null());
-        let Some(first) = free else {
-            self.reap_if_unused(node);
-            return Ok(None);
-        };
-        // INVARIANT: INV-LEASE-2: under the lock.
-        n.count.fetch_add((end - first) as u16, Relaxed);
-        lease.node.store(node.as_ptr(), Relaxed);
+        node: &Node,
+    ) -> Option<Claim<'_, T>> {
+        let first = (start..end).find(|&nr| node.slot(nr as usize % SLOTS).is_null())?;
+        // INVARIANT: INV-LEASE-2: unless it is dead.
+        let keep = |count| (count != DEAD).then(|| count + (end - first) as u16);
+        node.count.fetch_update(AcqRel, Relaxed, keep).ok()?;
+        lease.node.store(ptr::from_ref(node).cast_mut(), Relaxed);
         lease.at.store(first, Relaxed);
         lease.end.store(end, Relaxed);
-        self.cursor.store(end, Relaxed);
         // Another CPU whose lease this was may be quicker: then the next ones.
-        Ok(self.take_any(lease, end))
+        self.take_any(lease, end)
     }
 
-    /// Gives back what a lease has not reached. The lock is held; the lease is the caller's.
+    /// A number of this CPU's next node, without the lock. None: the run is used up, or not all in place.
+    fn next_of_run(&self, range: LeaseRange) -> Option<Claim<'_, T>> {
+        let here = rcu::read_lock();
+        let lease = self.leases()?.this_cpu(&here);
+        if lease.at.load(Relaxed) < lease.end.load(Relaxed) {
+            return None;
+        }
+        loop {
+            let start = lease.run_at.load(Relaxed);
+            let run_end = lease.run_end.load(Relaxed).min(range.limit);
+            if start >= run_end {
+                return None;
+            }
+            let end = (start | (SLOTS as u32 - 1)).saturating_add(1).min(run_end);
+            lease.run_at.store(end, Relaxed);
+            // SAFETY: inside an RCU section, which outlasts the use of the node.
+            let node = unsafe { self.tree.slot(u64::from(start))?.node.as_ref() };
+            if let Some(claim) = self.begin_lease(lease, start, end, node) {
+                return Some(claim);
+            }
+        }
+    }
+
+    /// How long this CPU's next run is to be: twice the last one's, as far as all CPUs' runs are but half of the range.
+    fn run_len(lease: &Lease, range: LeaseRange) -> u32 {
+        let share = range.limit / (2 * ksync::arch::nr_cpu_ids() as u32);
+        (lease.run_len.load(Relaxed) * 2).clamp(SLOTS as u32, share.clamp(SLOTS as u32, RUN_MAX))
+    }
+
+    /// How many spare nodes this CPU's next run is likely to need.
+    fn nodes_of_run(&self, range: LeaseRange) -> usize {
+        let here = rcu::read_lock();
+        let Some(leases) = self.leases() else {
+            return 0;
+        };
+        let len = Self::run_len(leases.this_cpu(&here), range);
+        let last = u64::from(self.shared.cursor.load(Relaxed) + len);
+        // SAFETY: inside an RCU section.
+        match unsafe { self.tree.slot(last) } {
+            Some(_) => 0, // it has been here before
+            None => len as usize / SLOTS,
+        }
+    }
+
+    /// Makes `start..` the rest of this CPU's run, with nodes from `spare`, as far as they go. The lock is held.
+    fn begin_run(&self, lease: &Lease, start: u32, range: LeaseRange, spare: &mut Preload) {
+        if !self.split.load(Relaxed) || start < range.reserved {
+            return;
+        }
+        let len = Self::run_len(lease, range);
+        lease.run_len.store(len, Relaxed);
+        let limit = range.limit.min(start.saturating_add(len - SLOTS as u32));
+        let mut end = start;
+        while end < limit && self.node_for(end, spare).is_ok() {
+            end = (end | (SLOTS as u32 - 1)).saturating_add(1).min(limit);
+        }
+        lease.run_at.store(start, Relaxed);
+        lease.run_end.store(end, Relaxed);
+        self.shared.cursor.store(end, Relaxed);
+    }
+
+    /// Gives back what a lease has not reached. The lease is the caller's.
     fn end_lease(&self, lease: &Lease) {
         let (at, end) = (lease.at.load(Relaxed), lease.end.load(Relaxed));
         if at < end {
             lease.end.store(at, Relaxed);
             // SAFETY: the lease has numbers left, so it keeps its node (INV-LEASE-2).
-            let node = unsafe { NonNull::new_unchecked(lease.node.load(Relaxed)) };
-            // SAFETY: as above.
-            unsafe { node.as_ref() }
-                .count
-                .fetch_sub((end - at) as u16, AcqRel);
-            self.reap_if_unused(node);
+            let node = unsafe { &*lease.node.load(Relaxed) };
+            node.count.fetch_sub((end - at) as u16, AcqRel);
         }
     }
 
@@ -348,38 +432,50 @@ impl<T: Object> LeaseMap<T> {
         }
     }
 
-    /// Unlinks `node`, which is linked, if nothing keeps it. The lock is held.
-    fn reap_if_unused(&self, node: NonNull<Node>) {
-        // SAFETY: the lock is held: the shape is ours, and the node is in the tree.
-        unsafe {
-            if node.as_ref().count() == 0 {
-                self.tree.unlink_bottom(node, Retire::Rcu);
-            }
-        }
-    }
-
-    /// One reason less to keep `node`, which holds the slot of `id`.
+    /// One reason less to keep `node`.
     #[inline(always)]
-    fn let_go(&self, node: NonNull<Node>, id: u32) {
-        // The node may be unlinked and freed as soon as the count is 0: the section keeps the memory.
+    fn let_go(&self, node: NonNull<Node>) {
         // SAFETY: the caller's reason, which it gives up here, keeps the node until now (INV-LEASE-2).
-        let last = unsafe { node.as_ref() }.count.fetch_sub(1, AcqRel) == 1;
-        if last {
-            self.reap(id);
+        unsafe { node.as_ref() }.count.fetch_sub(1, AcqRel);
+    }
+
+    /// Gives back this CPU's lease and run, and all nodes that nothing keeps, of whomever's run they are: for who wants
+    /// the memory back. Its numbers are leased again when the cursor comes round. O(nodes).
+    pub fn trim(&self) {
+        let held = self.shared.lock.lock();
+        self.end_own(&held);
+        loop {
+            let mut dead = [ptr::null_mut(); TRIM_BATCH];
+            let mut nr = 0;
+            // SAFETY: the lock is held: the shape is ours, and nodes are unlinked after the walk. INV-LEASE-2: what is dead
+            // can be kept no more.
+            unsafe {
+                self.tree.for_each_bottom(|node| {
+                    let count = &node.as_ref().count;
+                    if nr < TRIM_BATCH && count.compare_exchange(0, DEAD, AcqRel, Relaxed).is_ok() {
+                        dead[nr] = node.as_ptr();
+                        nr += 1;
+                    }
+                });
+                for &node in &dead[..nr] {
+                    self.tree
+                        .unlink_bottom(NonNull::new_unchecked(node), Retire::Rcu);
+                }
+            }
+            if nr < TRIM_BATCH {
+                return;
+            }
         }
     }
 
-    /// Unlinks the node of `id` if it is there and nothing keeps it: others may have been here first.
-    #[cold]
-    #[inline(never)]
-    fn reap(&self, id: u32) {
-        let _held = self.lock.lock();
-        // SAFETY: the lock is held: the shape is ours.
-        unsafe {
-            if let Some(slot) = self.tree.slot(u64::from(id)) {
-                self.reap_if_unused(slot.node);
-            }
-        }
+    fn end_own(&self, held: &SpinGuard<'_, ()>) {
+        let lease = match self.leases() {
+            None => &self.common,
+            Some(leases) => leases.this_cpu(held),
+        };
+        self.end_lease(lease);
+        lease.run_end.store(0, Relaxed);
+        lease.run_len.store(0, Relaxed);
     }
 
     /// Takes exactly `id`, whoever's lease it is in. The cursor stays. Preemption on: may allocate, without the lock.
@@ -388,7 +484,7 @@ impl<T: Object> LeaseMap<T> {
         let mut spare = Preload::new();
         loop {
             let need = {
-                let _held = self.lock.lock();
+                let _held = self.shared.lock.lock();
                 match self.node_for(id, &mut spare) {
                     Ok(node) => {
                         let slot = SlotRef {
@@ -404,9 +500,7 @@ impl<T: Object> LeaseMap<T> {
                                 slot,
                             });
                         }
-                        // SAFETY: as above.
-                        unsafe { node.as_ref() }.count.fetch_sub(1, AcqRel);
-                        self.reap_if_unused(node);
+                        self.let_go(node);
                         return Err(SlowError::Taken);
                     }
                     Err(NeedNodes(nr)) => nr,
@@ -443,21 +537,9 @@ impl<T: Object> LeaseMap<T> {
     /// Starts over: the next number is the first free one from 1 up. For a map that nobody uses yet.
     #[cold]
     pub fn restart(&self) {
-        let held = self.lock.lock();
+        let held = self.shared.lock.lock();
         self.end_own(&held);
-        self.cursor.store(FIRST, Relaxed);
-    }
-
-    /// Ends this CPU's lease: for who wants the node's memory back. Its numbers are leased again when the cursor comes round.
-    pub fn end_own_lease(&self) {
-        self.end_own(&self.lock.lock());
-    }
-
-    fn end_own(&self, held: &SpinGuard<'_, ()>) {
-        match self.leases() {
-            None => self.end_lease(&self.common),
-            Some(leases) => self.end_lease(leases.this_cpu(held)),
-        }
+        self.shared.cursor.store(FIRST, Relaxed);
     }
 
     /// Takes `object` out from under `id` and frees the number. False: something else is there. No lock unless it was
@@ -472,7 +554,7 @@ impl<T: Object> LeaseMap<T> {
         ksync::arch::interleave();
         word.compare_exchange(expected, ptr::null_mut(), AcqRel, Relaxed)
             .ok()?;
-        self.let_go(slot.node, id);
+        self.let_go(slot.node);
         // SAFETY: the word was a reference of the map and is cleared (INV-LEASE-4); it was not null.
         Some(unsafe { KArc::from_raw(NonNull::new_unchecked(expected).cast()) })
     }
@@ -509,7 +591,7 @@ impl<T: Object> LeaseMap<T> {
 
     /// Panics on a broken invariant; returns (numbers taken, nodes). For tests, with nobody else around.
     pub fn check_invariants(&self) -> (usize, usize) {
-        let _held = self.lock.lock();
+        let _held = self.shared.lock.lock();
         let mut leased = unreached(&self.common);
         if let Some(leases) = self.leases() {
             leased += leases.iter().map(unreached).sum::<usize>();
@@ -592,7 +674,7 @@ impl<T: Object> Claim<'_, T> {
         let _rcu = rcu::read_lock();
         // SAFETY: the claim keeps the node (INV-LEASE-2).
         unsafe { self.slot.node.as_ref() }.set_slot(self.slot.offset, ptr::null_mut());
-        self.map.let_go(self.slot.node, self.id);
+        self.map.let_go(self.slot.node);
     }
 }
 

@@ -167,11 +167,17 @@ impl Tree {
                 loop {
                     let n = r(node);
                     let first = n.offset_of(index);
-                    let found = (first..SLOTS).find_map(|o| {
+                    let shift = n.shift();
+                    // A bottom node that nothing is in or wanted of is not searched.
+                    let last = if shift == 0 && n.count() == 0 {
+                        first
+                    } else {
+                        SLOTS
+                    };
+                    let found = (first..last).find_map(|o| {
                         let p = n.slot(o);
                         (!p.is_null() && p != RESERVED).then_some((o, p))
                     });
-                    let shift = n.shift();
                     let Some((offset, p)) = found else {
                         // Nothing left here: on to the first index right of this node.
                         index = right_of(index, shift)?;
