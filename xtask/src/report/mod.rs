@@ -28,6 +28,9 @@ pub struct Options {
     /// Where the page goes.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Each plot also as a file of its own in this directory.
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
 }
 
 /// `cargo xtask report`.
@@ -45,7 +48,7 @@ pub fn command(options: &Options) -> Result<()> {
     for file in &files {
         for row in results::read(file)? {
             // A cell in several files: the last one counts.
-            rows.retain(|r| r.cell != row.cell);
+            rows.retain(|r| (&r.cell, &r.append) != (&row.cell, &row.append));
             rows.push(row);
         }
     }
@@ -60,9 +63,17 @@ pub fn command(options: &Options) -> Result<()> {
         .html
         .clone()
         .unwrap_or_else(|| paths::target().join("bench/report.html"));
-    fs::write(&html, page::page(&rows))
-        .with_context(|| format!("cannot write {}", html.display()))?;
+    let page = page::page(&rows);
+    fs::write(&html, &page).with_context(|| format!("cannot write {}", html.display()))?;
     println!("\nplots: {}", paths::shown(&html));
+    if let Some(dir) = &options.svg {
+        fs::create_dir_all(dir)?;
+        for (name, text) in svg::files(&page) {
+            let path = dir.join(name);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            println!("       {}", paths::shown(&path));
+        }
+    }
     Ok(())
 }
 

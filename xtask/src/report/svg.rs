@@ -368,6 +368,30 @@ fn linear(most: f64) -> Vec<f64> {
         .collect()
 }
 
+/// The plots of a page as files, each with the page's style in it: name and text.
+pub fn files(page: &str) -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    for part in page.split("<svg ").skip(1) {
+        let (Some((svg, _)), Some((_, label))) =
+            (part.split_once("</svg>"), part.split_once("aria-label=\""))
+        else {
+            continue;
+        };
+        let title = label.split('"').next().unwrap_or_default();
+        let words = title.split(|c: char| !c.is_ascii_alphanumeric());
+        let words: Vec<&str> = words.filter(|w| !w.is_empty()).collect();
+        let name = words.join("-").to_lowercase() + ".svg";
+        let (open, rest) = svg.split_once('>').unwrap_or((svg, ""));
+        let style = include_str!("style.css");
+        let paper = "<rect width=\"100%\" height=\"100%\" style=\"fill:var(--page)\"/>";
+        files.push((
+            name,
+            format!("<svg {open}>\n<style>{style}</style>\n{paper}{rest}</svg>\n"),
+        ));
+    }
+    files
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -437,5 +461,20 @@ mod tests {
         let svg = bars("t", "cycles", &["p".into(), "q".into(), "r".into()], &rows);
         assert!(svg.contains("75.0 %") && !svg.contains("NaN"), "{svg}");
         assert_eq!(svg.matches("height=\"18\"").count(), 2);
+    }
+
+    #[test]
+    fn plots_stand_alone() {
+        let page = format!(
+            "<main>{}</main>{}",
+            bars("A & b, c", "x", &[], &[]),
+            lines("d", "", "", &[])
+        );
+        let files = files(&page);
+        let names: Vec<&str> = files.iter().map(|f| f.0.as_str()).collect();
+        assert_eq!(names, ["a-amp-b-c.svg", "d.svg"]);
+        assert!(files.iter().all(|f| f.1.starts_with("<svg viewBox")
+            && f.1.contains("--c0")
+            && f.1.ends_with("</svg>\n")));
     }
 }
