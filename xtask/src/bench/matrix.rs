@@ -307,7 +307,7 @@ impl Cell {
         let (least, per_cpu) = match lock.map(|(_, value)| value.as_str()) {
             Some("tas" | "ticket" | "rw") => (least, 7 * (300 + 32 * cpus)),
             Some("atomic" | "per-node") => (least, 10_000),
-            Some("per-cpu") => (500_000, 0),
+            Some("per-cpu") => (100_000, 0),
             _ => (least, per_cpu),
         };
         (cpus * per_cpu).max(least) * self.stretch
