@@ -195,7 +195,7 @@ kparam::params! {
         /// Cycles from one walk's start to the next one's, at least.
         period: u64 = 1_000_000,
         /// Subject of the lock laboratory (bench=locks).
-        lock: LockWord = LockWord::Spin,
+        lock: LockWord = LockWord::All,
         /// Of a hundred operations on a reader-writer lock, how many read.
         readers: u64 = 90,
         /// Count cycles by phase.

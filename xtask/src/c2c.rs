@@ -6,7 +6,7 @@
 use crate::{
     bench::results::Contended,
     console::Symbols,
-    numasim::{Line, Loss, Simulation},
+    numasim::{Line, Loss, Simulation, Window},
 };
 use comfy_table::{CellAlignment, Table, TableStyle};
 use kbench::table::grouped;
@@ -27,24 +27,26 @@ const HELPERS: &[&str] = &["kernel/crates/ksync/", "/rustlib/src/", "/rustc/", "
 
 /// The dearest lines of all windows, those of one object of the image or of one function's objects together.
 pub fn contended(simulation: &Simulation, symbols: &mut Symbols) -> Vec<Contended> {
-    let mut lines = merged(simulation, symbols, |line| line.loss.cycles() > 0);
+    let lines = simulation.windows.iter().flat_map(|w| &w.lines);
+    let mut lines = merged(lines, symbols, |line| line.loss.cycles() > 0);
     lines.truncate(KEPT);
     lines
 }
 
 /// Every line that two CPUs touched and one wrote, by name and by the code that lost most to it.
 pub fn conflicts(simulation: &Simulation, symbols: &mut Symbols) -> Vec<Contended> {
-    merged(simulation, symbols, |_| true)
+    let lines = simulation.windows.iter().flat_map(|w| &w.lines);
+    merged(lines, symbols, |_| true)
 }
 
 /// Lines in conflict by what they are and the function that lost most to them, dearest first.
-fn merged(
-    simulation: &Simulation,
+fn merged<'a>(
+    lines: impl IntoIterator<Item = &'a Line>,
     symbols: &mut Symbols,
     wanted: impl Fn(&Line) -> bool,
 ) -> Vec<Contended> {
     let mut all: BTreeMap<(String, String), (u64, Contended)> = BTreeMap::new();
-    for line in simulation.windows.iter().flat_map(|w| &w.lines) {
+    for line in lines {
         if !line.conflict || !wanted(line) {
             continue;
         }
@@ -96,18 +98,24 @@ fn spelled(function: &str, place: &str) -> String {
     }
 }
 
-/// Prints which lines of memory cost most, and which code waited.
+/// Prints which lines of memory cost most in each window, and which code waited.
 pub fn print(simulation: &Simulation, symbols: &mut Symbols) {
-    let windows = simulation.windows.iter();
-    let all: u64 = windows.clone().map(|w| w.cycles * w.cpus).sum();
-    let lost: u64 = windows.map(|w| w.loss.cycles()).sum();
+    for window in &simulation.windows {
+        print_window(window, symbols);
+    }
+}
+
+fn print_window(window: &Window, symbols: &mut Symbols) {
+    let (all, lost) = (window.cycles * window.cpus, window.loss.cycles());
+    println!();
     println!(
-        "waiting for memory and for each other: {} of {} cycles ({})",
+        "window {}: {} of {} cycles were waiting for memory and for each other ({})",
+        window.number,
         grouped(lost),
         grouped(all),
         share(lost, all)
     );
-    let lines = merged(simulation, symbols, |line| line.loss.cycles() > 0);
+    let lines = merged(&window.lines, symbols, |line| line.loss.cycles() > 0);
     let head = [
         "waiting",
         "cycles",
@@ -132,7 +140,7 @@ pub fn print(simulation: &Simulation, symbols: &mut Symbols) {
         share(lost.saturating_sub(shared), lost)
     );
     println!();
-    let rows = code(simulation, symbols);
+    let rows = code(window, symbols);
     let rows = rows.iter().take(SHOWN).map(|(place, loss)| {
         let numbers = [loss.cycles(), loss.misses].map(grouped);
         [
@@ -165,10 +173,9 @@ fn show(head: &[&str], numbers: usize, rows: impl Iterator<Item = Vec<String>>) 
 }
 
 /// Places in the source that lost cycles to any of the lines that the simulator named, most first.
-fn code(simulation: &Simulation, symbols: &mut Symbols) -> Vec<(String, Loss)> {
+fn code(window: &Window, symbols: &mut Symbols) -> Vec<(String, Loss)> {
     let mut all: BTreeMap<u64, Loss> = BTreeMap::new();
-    let lines = simulation.windows.iter().flat_map(|w| &w.lines);
-    for code in lines.flat_map(|l| &l.code) {
+    for code in window.lines.iter().flat_map(|l| &l.code) {
         all.entry(code.at).or_default().add(&code.loss);
     }
     let mut places: BTreeMap<String, Loss> = BTreeMap::new();

@@ -21,6 +21,8 @@ use percpu::PerCpu;
 kparam::choices! {
     /// What the lock laboratory compares.
     pub enum LockWord {
+        /// All of them, one after the other.
+        All = "all",
         /// The kernel's own spin lock: one word, a queue behind it.
         Spin = "spin",
         /// Test and set.
@@ -39,6 +41,9 @@ kparam::choices! {
         PerCpu = "per-cpu",
     }
 }
+
+/// Turns of each worker in a window, about.
+const TURNS: u64 = 6;
 
 /// A cache line.
 #[repr(align(64))]
@@ -85,6 +90,7 @@ enum Subject {
 /// The benchmark.
 pub struct Locks {
     word: LockWord,
+    workers: usize,
     subject: Box<Subject>,
     /// Of a hundred operations on a reader-writer lock.
     readers: u64,
@@ -99,6 +105,22 @@ pub struct Worker {
 }
 
 impl Locks {
+    fn of(word: LockWord, workers: usize) -> Self {
+        let subject = match word {
+            LockWord::All | LockWord::Spin => Subject::Spin(Lock::new(Shared::new(), lock_class!("lab_spin"))),
+            LockWord::Tas => Subject::Tas(Lock::new(Shared::new(), lock_class!("lab_tas"))),
+            LockWord::Ticket => Subject::Ticket(Lock::new(Shared::new(), lock_class!("lab_ticket"))),
+            LockWord::Mcs => Subject::Mcs(Lock::new(Shared::new(), lock_class!("lab_mcs"))),
+            LockWord::Rw => Subject::Rw(RwLock::new(Shared::new(), lock_class!("lab_rw"))),
+            LockWord::Atomic => Subject::Atomic(Counter(AtomicU64::new(0))),
+            LockWord::PerNode => Subject::PerNode(counters()),
+            LockWord::PerCpu => Subject::PerCpu(PerCpu::new_zeroed().expect("memory for counters")),
+        };
+        let word = if word == LockWord::All { LockWord::Spin } else { word };
+        let readers = params::get().readers.min(100);
+        Locks { word, workers, subject: Box::new(subject), readers, changes: AtomicU64::new(0) }
+    }
+
     #[inline(always)]
     fn with<B: ksync::Backend>(lock: &Lock<Shared, B>) {
         lock.lock().change();
@@ -144,19 +166,31 @@ impl Benchmark for Locks {
     type Worker = Worker;
     const WINDOW: Option<u64> = Some(1_000_000);
 
-    fn new(_workers: usize) -> Self {
-        let word = params::get().lock;
-        let subject = match word {
-            LockWord::Spin => Subject::Spin(Lock::new(Shared::new(), lock_class!("lab_spin"))),
-            LockWord::Tas => Subject::Tas(Lock::new(Shared::new(), lock_class!("lab_tas"))),
-            LockWord::Ticket => Subject::Ticket(Lock::new(Shared::new(), lock_class!("lab_ticket"))),
-            LockWord::Mcs => Subject::Mcs(Lock::new(Shared::new(), lock_class!("lab_mcs"))),
-            LockWord::Rw => Subject::Rw(RwLock::new(Shared::new(), lock_class!("lab_rw"))),
-            LockWord::Atomic => Subject::Atomic(Counter(AtomicU64::new(0))),
-            LockWord::PerNode => Subject::PerNode(counters()),
-            LockWord::PerCpu => Subject::PerCpu(PerCpu::new_zeroed().expect("memory for counters")),
+    fn new(workers: usize) -> Self {
+        Self::of(params::get().lock, workers)
+    }
+
+    fn next(&self) -> Option<Self> {
+        if params::get().lock != LockWord::All {
+            return None;
+        }
+        let mut words = LockWord::ALL.iter().skip_while(|w| **w != self.word);
+        words.nth(1).map(|word| Self::of(*word, self.workers))
+    }
+
+    /// Time enough for every worker to have its turn several times, and no more than it takes to see that: where all
+    /// look at one line, a turn takes longer the more they are; a counter per CPU takes hardly any time.
+    fn window(&self, workers: usize) -> Option<u64> {
+        let workers = workers as u64;
+        let turn = match self.word {
+            // A spin lock's queue takes as long to form, once, when all come at the same moment.
+            LockWord::Tas | LockWord::Ticket | LockWord::Rw | LockWord::Spin => 700 + 33 * workers,
+            LockWord::Mcs => 1_000,
+            LockWord::Atomic => 400,
+            LockWord::PerNode => 1 + 400 / ksync::arch::nr_node_ids() as u64,
+            LockWord::All | LockWord::PerCpu => 0,
         };
-        Locks { word, subject: Box::new(subject), readers: params::get().readers.min(100), changes: AtomicU64::new(0) }
+        Some((TURNS * turn * workers).max(1_000_000 / workers).max(60_000))
     }
 
     fn worker(&self, index: usize) -> Worker {
@@ -188,12 +222,15 @@ impl Benchmark for Locks {
         Ok(())
     }
 
-    /// Counting takes less than reading the clock.
+    /// Counting alone takes less than reading the clock; with others it takes longer the more they are.
     fn batch(&self) -> u64 {
-        match *self.subject {
-            Subject::Atomic(_) | Subject::PerNode(_) | Subject::PerCpu(_) => 16,
-            _ => 1,
-        }
+        let others = match *self.subject {
+            Subject::Atomic(_) => self.workers,
+            Subject::PerNode(_) => self.workers.div_ceil(ksync::arch::nr_node_ids()),
+            Subject::PerCpu(_) => 1,
+            _ => return 1,
+        };
+        (16 / others as u64).max(1)
     }
 
     fn finish(&self, worker: Worker) {

@@ -48,6 +48,14 @@ pub trait Benchmark: Sized + Sync + 'static {
 
     /// What the workers share, from the boot words. Process 1, before any worker starts. May sleep.
     fn new(workers: usize) -> Self;
+    /// What is measured after this one, in the same boot. As [`new`](Self::new).
+    fn next(&self) -> Option<Self> {
+        None
+    }
+    /// The window for `workers` workers: [`WINDOW`](Self::WINDOW), unless it depends on what is measured.
+    fn window(&self, _workers: usize) -> Option<u64> {
+        Self::WINDOW
+    }
     /// A worker's own part, made on its own thread and CPU. May sleep.
     fn worker(&self, index: usize) -> Self::Worker;
     /// One operation. What it may do is the benchmark's own matter, but it prints nothing.

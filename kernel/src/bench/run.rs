@@ -22,6 +22,7 @@ use crate::process;
 use crate::sched::current;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use kbench::record::Leak;
 use kbench::{Histogram, Overhead};
 use ksync::arch::{cpu_relax, get_cycles};
 use ksync::{CpuMask, WaitQueue, lockstat, trace};
@@ -103,34 +104,50 @@ pub fn run<B: Benchmark>(name: &str) -> ! {
         .workers
         .unwrap_or(smp::nr_online() as u64)
         .clamp(1, 4096) as usize;
+    let mut benchmark = B::new(workers);
+    let mut clean = true;
+    loop {
+        let until = until(&benchmark, workers);
+        let run = Run::new(benchmark, until, workers);
+        let leaks = measure(&run);
+        clean &= report::print(name, &run, leaks);
+        match run.benchmark.next() {
+            Some(next) => benchmark = next,
+            None => crate::power::off(if clean { 0 } else { 1 }),
+        }
+    }
+}
+
+/// When the workers have done enough, from the boot words or else the benchmark.
+fn until<B: Benchmark>(benchmark: &B, workers: usize) -> Until {
+    let params = params::get();
     // Where CPUs take turns on the host, a window shows who had his turn.
-    let own_window = B::WINDOW.filter(|_| !matches!(params.mode, ModeWord::Tcg | ModeWord::Icount));
-    let until = match (params.window.or(own_window), params.ops) {
+    let turns = matches!(params.mode, ModeWord::Tcg | ModeWord::Icount);
+    let own_window = benchmark.window(workers).filter(|_| !turns);
+    match (params.window.or(own_window), params.ops) {
         (Some(cycles), None) => Until::Window {
             ramp: params.ramp.unwrap_or(cycles / RAMP_DIVISOR),
             cycles,
         },
         (_, ops) => Until::Ops(ops.unwrap_or(B::OPS).div_ceil(workers as u64)),
-    };
-    let run = Run::new(B::new(workers), until, workers);
-    // One round beforehand fills caches (slab, page lists, stacks), so that the second shows only what leaks.
-    let mut leaks = None;
-    if B::LEAK_CHECK {
-        run_workers(&Run::new(
-            B::new(workers),
-            Until::Ops(warmup_ops(workers)),
-            workers,
-        ));
-        let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
-        before.take();
-        run_workers(&run);
-        after.take();
-        leaks = Some(before.compare(&after));
-    } else {
-        run_workers(&run);
     }
-    let clean = report::print(name, &run, leaks);
-    crate::power::off(if clean { 0 } else { 1 })
+}
+
+/// Runs the workers; what leaked, if the benchmark wants to know.
+fn measure<B: Benchmark>(run: &Run<B>) -> Option<Vec<Leak>> {
+    if !B::LEAK_CHECK {
+        run_workers(run);
+        return None;
+    }
+    // One round beforehand fills caches (slab, page lists, stacks), so that the second shows only what leaks.
+    let workers = run.results.len();
+    let ops = Until::Ops(warmup_ops(workers));
+    run_workers(&Run::new(B::new(workers), ops, workers));
+    let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
+    before.take();
+    run_workers(run);
+    after.take();
+    Some(before.compare(&after))
 }
 
 impl<B> Run<B> {

@@ -64,6 +64,8 @@ struct Cpu {
     /// While it does not run.
     clock: u64,
     parked: Parking,
+    /// The line it spun on was written: it has to look at it before it goes on.
+    looks: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,6 +99,7 @@ impl Token {
             },
             clock: 0,
             parked: Parking::default(),
+            looks: false,
         });
         Self {
             cpus: cpus.collect(),
@@ -180,7 +183,15 @@ impl Token {
     pub fn written(&mut self, line: u64, clock: u64, mut woken: impl FnMut(Woken)) {
         for cpu in self.waiters.remove(&line).unwrap_or_default() {
             woken(self.unpark(cpu, clock));
+            self.cpus[cpu].looks = true;
         }
+    }
+
+    /// The line that `cpu`, which was just granted the token, looks at first, and its code: it spun on it. Whoever asks
+    /// does that for it, which saves waking its thread before the line is there.
+    pub fn take_look(&mut self, cpu: usize) -> Option<(u64, u64)> {
+        let here = &mut self.cpus[cpu];
+        core::mem::take(&mut here.looks).then_some((here.parked.line, here.parked.code))
     }
 
     fn unpark(&mut self, cpu: usize, clock: u64) -> Woken {
@@ -372,6 +383,13 @@ mod tests {
             }]
         );
         assert_eq!(t.state(0), State::Ready);
+        assert_eq!(t.give_up(500).cpu, 2);
+        assert_eq!(t.take_look(2), None, "it did not spin");
+        assert_eq!(t.give_up(500).cpu, 3);
+        let grant = t.give_up(500);
+        assert_eq!((grant.cpu, grant.clock), (0, 180));
+        assert_eq!(t.take_look(0), Some((7, 0xc0de)));
+        assert_eq!(t.take_look(0), None, "once");
         t.written(7, 150, |_| unreachable!("it is gone"));
     }
 

@@ -1,7 +1,7 @@
 //! Halts, interrupts that CPUs send, and their arrival.
 
 use super::memory::note_spin;
-use super::turns::{deliver, due};
+use super::turns::{deliver, due, settle};
 use super::{EFLAGS, RAX, RCX, RDX, TRAP, mode, world};
 use crate::ffi::Id;
 use crate::protocol::{self, Destination};
@@ -83,6 +83,7 @@ pub(super) extern "C" fn halts(_: Id, cpu: u32) {
         };
         if me.own.running.get() {
             let next = token.halt(me.own.clock(), wakeable);
+            let next = settle(w, token, next);
             me.own.running.set(false);
             me.own.set_word(TRAP);
             w.switches.fetch_add(1, Relaxed);

@@ -135,13 +135,15 @@ pub(super) extern "C" fn spin_pause(cpu: u32, code: *mut c_void) {
             model.spun(line, code as u64, now - turned);
             if model.wait_for(cpu as usize, line) {
                 let period = own.detector().period();
-                own.detector().disturb();
                 let mut shared = w.lock();
                 let Some(token) = shared.token.as_mut() else {
                     return;
                 };
                 let next = token.park(now, line, code as u64, period);
-                return hand_over(w, cpu, shared, next);
+                hand_over(w, cpu, shared, next);
+                // Awake: `turns::settle` has looked at the line for us.
+                own.detector().wake(own.clock());
+                return;
             }
         }
     }

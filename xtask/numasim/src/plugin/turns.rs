@@ -1,6 +1,7 @@
 //! The token's way from one CPU's thread to another's.
 
 use super::{LOOK_FOR_ARRIVAL, Shared, TRAP, World, mode, world};
+use crate::coherence::Kind;
 use crate::ffi::{futex_wait, futex_wake};
 use crate::token::{Grant, State, Token};
 use std::ffi::c_void;
@@ -41,9 +42,30 @@ pub(super) fn block(w: &World, cpu: u32) {
     }
 }
 
+/// Who really runs next: a CPU whose line was written first gets the line, and runs when that is there.
+pub(super) fn settle(w: &World, token: &mut Token, next: Option<Grant>) -> Option<Grant> {
+    let mut next = next?;
+    while let Some((line, code)) = token.take_look(next.cpu) {
+        if w.mode.load(Acquire) != mode::MODEL {
+            break;
+        }
+        // SAFETY: nobody runs: the token is between two CPUs, and the caller keeps no reference to the model.
+        let model = unsafe { w.model() };
+        let charge = model.access(next.cpu, line, Kind::Read, next.clock, code, 0);
+        next = token.give_up(next.clock + charge.cycles);
+    }
+    Some(next)
+}
+
 /// Hands the token on and sleeps. The caller had it and is no longer running in the token's eyes.
-pub(super) fn hand_over(w: &World, cpu: u32, shared: MutexGuard<'_, Shared>, next: Option<Grant>) {
+pub(super) fn hand_over(
+    w: &World,
+    cpu: u32,
+    mut shared: MutexGuard<'_, Shared>,
+    next: Option<Grant>,
+) {
     let own = w.own(cpu);
+    let next = shared.token.as_mut().and_then(|t| settle(w, t, next));
     w.switches.fetch_add(1, Relaxed);
     if let Some(grant) = next.filter(|g| g.cpu == cpu as usize) {
         own.set(grant.clock, grant.limit);
@@ -94,7 +116,8 @@ pub(super) fn due(cpu: u32) {
         }
         _ => {}
     }
-    let next = shared.token.as_mut().and_then(Token::grant_if_idle);
+    let token = shared.token.as_mut();
+    let next = token.and_then(|t| t.grant_if_idle().and_then(|g| settle(w, t, Some(g))));
     drop(shared);
     if let Some(grant) = next {
         deliver(w, grant);

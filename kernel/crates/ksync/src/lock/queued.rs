@@ -46,8 +46,9 @@ const TAIL_MASK: u32 = !0 << INDEX_SHIFT;
 const _: () = assert!(crate::NR_CPUS < 1 << (32 - CPU_SHIFT));
 const _: () = assert!(arch::NR_QUEUED_NODES <= 1 << (CPU_SHIFT - INDEX_SHIFT));
 
-/// How often a CPU looks again when it sees the moment between "pending" and "locked".
-const PENDING_LOOPS: usize = if cfg!(loom) { 1 } else { 512 };
+/// How often a CPU looks again when it sees the moment between "pending" and "locked". Where hundreds look, each look
+/// takes the line from the one who is to turn "pending" into "locked": few.
+const PENDING_LOOPS: usize = if cfg!(loom) { 1 } else { 16 };
 
 /// One waiter's place in the queue.
 pub(crate) struct QueuedNode {
