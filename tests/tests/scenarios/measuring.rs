@@ -26,6 +26,11 @@ const SHARED: &[(&str, &str, &str)] = &[
         "every process has a number in the root namespace; a CPU takes 64 at a time, in turn with the others",
     ),
     (
+        "xarray_node",
+        "",
+        "the same numbers' nodes, which one CPU makes and another fills",
+    ),
+    (
         "",
         "crates/pid/src/sharded.rs",
         "the root namespace's map, which says where the next 64 numbers are",
