@@ -257,6 +257,9 @@ impl Options {
             "--accel kvm: this machine has no /dev/kvm"
         );
         let cpus = topology.cpus();
+        if self.numasim.is_some() {
+            check_simulated(self.append.as_deref().unwrap_or_default(), cpus)?;
+        }
         ensure!(
             !kvm || cpus <= KVM_MAX_CPUS,
             "--accel kvm: {cpus} CPUs are more than the {KVM_MAX_CPUS} that QEMU can build without an interrupt-remapping IOMMU"
@@ -272,6 +275,26 @@ impl Options {
             (Accel::Kvm, _) => Mode::Kvm,
         }
     }
+}
+
+/// Refuses boot words that a simulation, which has no preemption, cannot give a meaning.
+fn check_simulated(words: &str, cpus: u32) -> Result<()> {
+    let value = |name: &str| {
+        let mut values = words.split_whitespace().filter_map(|w| w.split_once('='));
+        values.rfind(|(n, _)| *n == name).map(|(_, v)| v)
+    };
+    let number = |name| value(name).and_then(|v| v.parse::<u64>().ok());
+    let cpus = number("maxcpus").unwrap_or(u64::MAX).min(cpus.into());
+    let workers = number("workers").unwrap_or(cpus);
+    ensure!(
+        workers <= cpus,
+        "workers={workers} on {cpus} CPUs: a simulation has no preemption, so that two workers of one CPU would wait for each other"
+    );
+    ensure!(
+        value("place") != Some("spread"),
+        "place=spread: a simulation has no preemption, so that each worker needs a CPU of its own (place=pinned)"
+    );
+    Ok(())
 }
 
 /// Where a program of the host goes in the initramfs: its own name, in /bin.
@@ -327,6 +350,20 @@ mod tests {
         assert_eq!(options.init, ["/bin/busybox", "ls", "-l", "--icount"]);
         assert_eq!(guest_name(Path::new("../some/prog")).unwrap(), "bin/prog");
         assert!(guest_name(Path::new("..")).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_simulated_is_refused() {
+        assert!(check_simulated("bench=fork workers=8 place=pinned", 8).is_ok());
+        assert!(check_simulated("", 1).is_ok());
+        for (words, reason) in [
+            ("bench=fork workers=9", "workers=9 on 8"),
+            ("bench=fork workers=3 maxcpus=2", "workers=3 on 2"),
+            ("bench=fork place=spread", "place=spread"),
+        ] {
+            let error = check_simulated(words, 8).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 
     #[test]
