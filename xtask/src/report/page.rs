@@ -10,6 +10,8 @@ use svg::{Bar, escape};
 const NAMED: usize = svg::COLOURS;
 /// Rows of tables of contended lines and of lock classes.
 const SHOWN: usize = 12;
+/// And no line of memory with less than this per cent.
+const LEAST: f64 = 0.1;
 
 /// The whole page.
 pub fn page(rows: &[Row]) -> String {
@@ -36,9 +38,8 @@ pub fn page(rows: &[Row]) -> String {
         locks(&mut html, &group);
     }
     path_lengths(&mut html, &groups);
-    rows.iter()
-        .filter(|r| !r.c2c.is_empty())
-        .for_each(|r| contended(&mut html, r));
+    let largest = rows.iter().filter(|r| is_largest(rows, r));
+    largest.for_each(|r| contended(&mut html, r));
     all_cells(&mut html, rows);
     html.push_str("</main></body></html>\n");
     html
@@ -216,18 +217,31 @@ fn locks(html: &mut String, group: &Group<'_>) {
     });
 }
 
+/// Whether `row` has lost cycles to show, and no other row of its designs has more CPUs.
+fn is_largest(rows: &[Row], row: &Row) -> bool {
+    let cpus = |r: &Row| r.good().map_or(0, |r| r.topology.cpus);
+    let kind = |r: &Row| {
+        let words = r.cell.split(' ').filter(|w| !w.starts_with("cpus="));
+        (words.collect::<Vec<_>>().join(" "), r.append.clone())
+    };
+    let more = |other: &&Row| cpus(other) > cpus(row) && kind(other) == kind(row);
+    !row.c2c.is_empty() && !rows.iter().any(|other| more(&other))
+}
+
 /// The lines of memory that CPUs lost most to.
 fn contended(html: &mut String, row: &Row) {
     let all: u64 = row.c2c.iter().map(|c| c.cycles).sum();
     let mut table = String::from(
         "<table><thead><tr><th>line of memory</th><th>share</th><th></th><th>misses</th><th>cycles lost</th><th>readers</th><th>writers</th><th>code</th></tr></thead><tbody>\n",
     );
-    for c in row.c2c.iter().take(SHOWN) {
-        let share = c.cycles as f64 / all.max(1) as f64 * 100.0;
+    let share = |cycles: u64| cycles as f64 / all.max(1) as f64 * 100.0;
+    let some = row.c2c.iter().filter(|c| share(c.cycles) >= LEAST);
+    for c in some.take(SHOWN) {
+        let share = share(c.cycles);
         let grouped = |n| kbench::table::grouped(n);
         let _ = writeln!(
             table,
-            "<tr><td>{}</td><td class=\"n\">{share:.1} %</td><td class=\"share\"><i style=\"width:{share:.1}%\"></i></td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td class=\"n\">{share:.1} %</td><td class=\"share\"><i style=\"width:{share:.1}%\"></i></td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"code\">{}</td></tr>",
             escape(&c.what),
             grouped(c.misses),
             grouped(c.cycles),
