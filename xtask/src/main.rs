@@ -65,6 +65,8 @@ enum Command {
     ///
     /// Without --init and --append the kernel runs its stress.
     Qemu(Box<qemu::Options>),
+    /// A shell on the console: Debian's busybox as the first process. Ctrl-D ends the machine.
+    Shell(qemu::Shell),
     /// Run a program and print every system call it makes, as strace does; at the end, the calls that are missing.
     Strace(qemu::Traced),
     /// Boot a matrix of benchmarks, variants, CPU counts and modes, keep the results, and compare them.
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
     let installer = Installer::new(!cli.no_install);
     let result = match &cli.command {
         Command::Qemu(options) => qemu::command(options, &installer),
+        Command::Shell(shell) => qemu::shell(shell, &installer),
         Command::Strace(traced) => qemu::strace(traced, &installer),
         Command::Bench(options) => bench::command(options, &installer),
         Command::Report(options) => report::command(options),

@@ -105,6 +105,24 @@ pub struct Options {
     init: Vec<String>,
 }
 
+/// The options of `cargo xtask shell`.
+#[derive(Args)]
+pub struct Shell {
+    /// More programs for /bin, by path or by name.
+    #[arg(long, value_name = "PROGRAM")]
+    with: Vec<String>,
+}
+
+/// `cargo xtask shell`.
+pub fn shell(shell: &Shell, installer: &Installer) -> Result<()> {
+    let with = shell.with.iter().flat_map(|name| ["--with", name]);
+    let words = ["qemu", "--topology", "laptop", "--timeout", "0"];
+    let script = "cat /etc/motd; PS1='tine# ' exec busybox sh -i";
+    let init = ["--init", "busybox", "sh", "-c", script];
+    let line = words.into_iter().chain(with).chain(init);
+    command(&Options::from_words(line)?, installer)
+}
+
 /// The options of `cargo xtask strace`.
 #[derive(Args)]
 pub struct Traced {
