@@ -57,9 +57,8 @@ pub struct Benchmark {
 const LOCKS: &[&str] = &[
     "spin", "tas", "ticket", "mcs", "rw", "atomic", "per-node", "per-cpu",
 ];
-/// Pid namespaces below the first; processes to look up.
+/// Pid namespaces below the first.
 const DEPTHS: &[&str] = &["0", "1", "4", "31"];
-const CROWDS: &[&str] = &["1", "512"];
 /// Who frees what another allocated.
 const PATTERNS: &[&str] = &["same", "cross-cpu", "cross-node", "ctor"];
 /// Whose allocator.
@@ -117,7 +116,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "pressure", doc: "forks and execs without memory to spare", axes: &[], ops: [0, 0, 0], window: OPS_ONLY },
     Benchmark { name: "pid",      doc: "take a pid and give it back",   axes: &[("depth", DEPTHS)], ops: [640, 0, 2000], window: (2_000_000, 100_000) },
     Benchmark { name: "clone",    doc: "fork, exit, wait in nested pid namespaces", axes: &[("depth", DEPTHS)], ops: [50, 10, 200], window: OPS_ONLY },
-    Benchmark { name: "lookup",   doc: "kill(pid, 0)", axes: &[("procs", CROWDS)], ops: [640, 0, 2000], window: (200_000, 2_000) },
+    Benchmark { name: "lookup",   doc: "kill(pid, 0)", axes: &[("procs", &["1", "512"])], ops: [640, 0, 2000], window: (200_000, 2_000) },
     Benchmark { name: "proc",     doc: "the list of processes, an entry", axes: &[], ops: [20_480, 0, 40_000], window: (8_000_000, 20_000) },
     Benchmark { name: "slab",     doc: "objects allocated and freed",
                 axes: &[("slab_pattern", PATTERNS)], ops: [640, 0, 2000], window: (4_000_000, 50_000) },
