@@ -159,7 +159,7 @@ impl Benchmark for Pressure {
             Stat::nr_forks.sum(),
             Stat::nr_execs.sum()
         );
-        if refused + lost == 0 || pages == 0 {
+        if refused + lost == 0 || calls == 0 {
             return Err(String::from("there was memory enough"));
         }
         Ok(())

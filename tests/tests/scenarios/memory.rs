@@ -85,13 +85,13 @@ pub const MEMORY: &[(&str, usize, Body)] = &[
     ("memory::hardly_any", 1, || {
         // The long run, of 100,000 forks and execs, is in docs/results/pressure-tcg.jsonl.
         for reclaim in ["inline", "worker"] {
-            let words = format!("bench=pressure ops=1500 mm_check=on quiet slab_reclaim={reclaim}");
+            let words = format!("bench=pressure ops=600 mm_check=on quiet slab_reclaim={reclaim}");
             let boot = Boot::on("default").words(&words).words("lockdep=on");
             let boot = boot
                 .option("--nodes", "2")
-                .option("--cpus", "4")
+                .option("--cpus", "2")
                 .option("--memory", "64M");
-            let outcome = boot.limit(120).succeed()?;
+            let outcome = boot.limit(300).succeed()?;
             let record = outcome.record("pressure")?;
             outcome.check(
                 record.leaks.as_ref().is_some_and(Vec::is_empty),
