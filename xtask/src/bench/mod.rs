@@ -3,6 +3,7 @@
 //! [`matrix`] says what to boot, [`runner`] boots it, [`results`] is the file, [`compare`] finds what became worse,
 //! [`sensitivity`] asks which conclusions hold when the model or the code's layout is changed a little.
 
+mod cell;
 pub mod compare;
 mod matrix;
 pub mod results;
