@@ -128,6 +128,8 @@ benchmarks! {
     mmap::Mmap = "mmap",
     /// exec of a program with an interpreter and a library, by all at once.
     execl::Execl = "execl",
+    /// Files cut, punched and moved between nodes under processes that map them and fork.
+    filestorm::FileStorm = "filestorm",
     /// The lock laboratory: one critical section, or one counter, for all.
     locks::Locks = "locks",
 }

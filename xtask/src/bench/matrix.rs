@@ -132,6 +132,8 @@ pub const BENCHMARKS: &[Benchmark] = &[
                 axes: &[("mmap_of", &["shared", "own"]), ("mappings", SIZES)], ops: [320, 0, 2000], window: (4_000_000, 200_000) },
     Benchmark { name: "execl",    doc: "exec with an interpreter and a library, by all",
                 axes: &[("walk", &["none", "truncate"])], ops: [50, 0, 200], window: (4_000_000, 20_000) },
+    Benchmark { name: "filestorm", doc: "files cut and moved under processes",
+                axes: &[], ops: [50, 10, 500], window: OPS_ONLY },
     Benchmark { name: "locks",    doc: "one critical section or counter for all",
                 axes: &[("lock", LOCKS)], ops: [200, 0, 500], window: (1_000_000, 12_000) },
 ];

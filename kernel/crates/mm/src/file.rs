@@ -12,9 +12,11 @@
 //! Whatever the interleaving, one of them sees the other (INV-FAULT-2).
 
 use crate::MmError;
-use crate::pgtable::Pte;
+use crate::mm::Mm;
+use crate::pgtable::{Pte, for_ptes, walk_l1};
 use crate::vma::VmaPtr;
 use crate::zap::{Gather, zap_range};
+use core::convert::Infallible;
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering::SeqCst, fence};
 use kbench::Phase;
@@ -185,4 +187,35 @@ pub fn unmap_mapping_range(file: &AddressSpace, first: u64, last: u64, even_cows
             even_cows || !pte.is_anon()
         });
     });
+}
+
+impl Mm {
+    /// Entries that show a page which its file does not own (any more), or at another place. While files are cut there
+    /// may be some on their way out; when nobody walks there are none. Takes `mmap_lock` for write: faults are excluded.
+    pub fn nr_stale_entries(&self) -> usize {
+        let tree = self.mmap_lock().write();
+        let mut stale = 0;
+        let mut at = tree.first();
+        while let Some(v) = at {
+            at = tree.next(v);
+            let Some(file) = &v.file else { continue };
+            let done: Result<(), Infallible> =
+                walk_l1(self.pgd(), v.start(), v.end(), |t1, a, b| {
+                    for_ptes(t1, a, b, |_, pte, va| {
+                        let shows_file = !pte.is_anon() && !pte.is_special();
+                        let fine = || {
+                            file.still_cached(pte.page())
+                                && pte.page().index() as u64 == v.pgoff_of(va)
+                        };
+                        stale += usize::from(shows_file && !fine());
+                        Ok(())
+                    })
+                });
+            match done {
+                Ok(()) => {}
+                Err(e) => match e {},
+            }
+        }
+        stale
+    }
 }
