@@ -183,14 +183,24 @@ impl Benchmark for Locks {
     fn window(&self, workers: usize) -> Option<u64> {
         let workers = workers as u64;
         let turn = match self.word {
-            // A spin lock's queue takes as long to form, once, when all come at the same moment.
-            LockWord::Tas | LockWord::Ticket | LockWord::Rw | LockWord::Spin => 700 + 33 * workers,
+            LockWord::Tas | LockWord::Ticket => 700 + 33 * workers,
+            LockWord::Spin => 4_500,
+            LockWord::Rw => 700 + 16 * workers,
             LockWord::Mcs => 1_000,
             LockWord::Atomic => 400,
             LockWord::PerNode => 1 + 400 / ksync::arch::nr_node_ids() as u64,
             LockWord::All | LockWord::PerCpu => 0,
         };
         Some((TURNS * turn * workers).max(1_000_000 / workers).max(60_000))
+    }
+
+    /// The queue of a spin lock takes a while to form when all come at the same moment, once.
+    fn ramp(&self, workers: usize, window: u64) -> u64 {
+        let forms = match self.word {
+            LockWord::Spin => 70 * (workers * workers) as u64,
+            _ => 0,
+        };
+        forms.max(window / 4)
     }
 
     fn worker(&self, index: usize) -> Worker {

@@ -56,6 +56,10 @@ pub trait Benchmark: Sized + Sync + 'static {
     fn window(&self, _workers: usize) -> Option<u64> {
         Self::WINDOW
     }
+    /// Cycles before the window that do not count.
+    fn ramp(&self, _workers: usize, window: u64) -> u64 {
+        window / 4
+    }
     /// A worker's own part, made on its own thread and CPU. May sleep.
     fn worker(&self, index: usize) -> Self::Worker;
     /// One operation. What it may do is the benchmark's own matter, but it prints nothing.

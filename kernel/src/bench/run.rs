@@ -27,9 +27,6 @@ use kbench::{Histogram, Overhead};
 use ksync::arch::{cpu_relax, get_cycles};
 use ksync::{CpuMask, WaitQueue, lockstat, trace};
 
-/// Of a window, this part comes before it as its ramp.
-const RAMP_DIVISOR: u64 = 4;
-
 /// When a worker has done enough.
 #[derive(Clone, Copy)]
 pub enum Until {
@@ -126,7 +123,7 @@ fn until<B: Benchmark>(benchmark: &B, workers: usize) -> Until {
     let own_window = benchmark.window(workers).filter(|_| !turns);
     match (params.window.or(own_window), params.ops) {
         (Some(cycles), None) => Until::Window {
-            ramp: params.ramp.unwrap_or(cycles / RAMP_DIVISOR),
+            ramp: params.ramp.unwrap_or_else(|| benchmark.ramp(workers, cycles)),
             cycles,
         },
         (_, ops) => Until::Ops(ops.unwrap_or(B::OPS).div_ceil(workers as u64)),
