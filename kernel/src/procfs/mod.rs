@@ -31,7 +31,7 @@ use crate::sched::current_ref;
 pub use system::{OS_RELEASE, VERSION};
 
 use core::sync::atomic::Ordering::Relaxed;
-use pid::{PidType, find_ge_pid, find_pid_ns, pid_nr_ns};
+use pid::{PidType, find_ge_pid, find_pid_ns, pid_nr_ns, visit_pids};
 use process::ProcessFile;
 use slab::KArc;
 use task::{PidNamespace, Process, Task, TaskPid};
@@ -229,20 +229,37 @@ impl ProcNode {
             }
             at += 1;
         }
-        let mut nr = at.max(FIRST_PID) - FIRST_PID;
-        while let Some((found, pid)) = find_ge_pid(nr as u32, &self.ns) {
-            nr = found as u64 + 1;
-            if !pid.has_task(PidType::Tgid) {
-                continue;
-            }
-            let mut digits = [0; 20];
-            let from = decimal(found as u64, &mut digits);
-            let ino = process::ino(found, ProcessFile::Dir, false);
-            if !out.put(ino, FIRST_PID + nr, S_IFDIR, &digits[from..]) {
-                return;
-            }
+        let mut nr = (at.max(FIRST_PID) - FIRST_PID) as u32;
+        // A node of the map's tree at a time; after one that was empty, on to the next that is not.
+        let mut full = false;
+        while !full {
+            let (last, mut any) = (nr | NODE_MASK, false);
+            visit_pids(&self.ns, nr, last, |found, pid| {
+                any = true;
+                full = full || pid.is_process() && !put_process(found, out);
+            });
+            nr = match last.checked_add(1) {
+                Some(next) if any => next,
+                Some(next) => match find_ge_pid(next, &self.ns) {
+                    Some((found, _)) => found,
+                    None => return,
+                },
+                None => return,
+            };
         }
     }
+}
+
+/// Numbers of one node of the maps' trees, less one.
+const NODE_MASK: u32 = 63;
+
+/// A process's line in the root's listing; false if there was no room.
+#[inline]
+fn put_process(nr: u32, out: &mut Listing<'_>) -> bool {
+    let mut digits = [0; 20];
+    let from = decimal(nr as u64, &mut digits);
+    let ino = process::ino(nr, ProcessFile::Dir, false);
+    out.put(ino, FIRST_PID + nr as u64 + 1, S_IFDIR, &digits[from..])
 }
 
 impl Entry {

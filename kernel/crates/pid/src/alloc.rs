@@ -126,3 +126,14 @@ pub fn find_pid_ns<T: Member>(nr: u32, ns: &PidNamespace<T>) -> Option<KArc<Pid<
 pub fn find_ge_pid<T: Member>(nr: u32, ns: &PidNamespace<T>) -> Option<(u32, KArc<Pid<T>>)> {
     ns.map().find_ge(nr)
 }
+
+/// Gives each pid of `ns` from `first` to `last` to `f`, in order, with its number there: for listing. Lockless; `f` runs
+/// in an RCU section.
+pub fn visit_pids<T: Member>(
+    ns: &PidNamespace<T>,
+    first: u32,
+    last: u32,
+    mut f: impl FnMut(u32, &Pid<T>),
+) {
+    ns.map().visit(first, last, &mut f);
+}

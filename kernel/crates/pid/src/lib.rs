@@ -57,7 +57,7 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-pub use alloc::{alloc_pid, alloc_pid_with, find_ge_pid, find_pid_ns, free_pid};
+pub use alloc::{alloc_pid, alloc_pid_with, find_ge_pid, find_pid_ns, free_pid, visit_pids};
 pub use bitmap_hash::BitmapHashMap;
 pub use idr::{IdrMap, Lazy, Preloaded, Refill, nr_dropped};
 pub use map::{MapVisitor, PidMap, PidMapKind, PidMaps, Plan};

@@ -79,6 +79,16 @@ pub trait PidMap<T: Member>: Sized {
     /// The first pid at or above `nr`, with its number.
     fn find_ge(&self, nr: u32) -> Option<(u32, KArc<Pid<T>>)>;
 
+    /// Gives each pid from `first` to `last` to `f`, in order, in one RCU section.
+    fn visit(&self, first: u32, last: u32, f: &mut dyn FnMut(u32, &Pid<T>)) {
+        let _rcu = ksync::rcu::read_lock();
+        let mut nr = first;
+        while let Some((found, pid)) = self.find_ge(nr).filter(|&(found, _)| found <= last) {
+            f(found, &pid);
+            nr = found + 1;
+        }
+    }
+
     /// Clears [`PIDNS_ADDING`](crate::PIDNS_ADDING). An `alloc` that saw it set shows its pid before the RCU section
     /// ends in which it looked.
     fn disable(&self, ns: &PidNamespace<T>) {
@@ -257,6 +267,11 @@ impl<T: Member> PidMaps<T> {
     #[inline(always)]
     pub(crate) fn find_ge(&self, nr: u32) -> Option<(u32, KArc<Pid<T>>)> {
         dispatch!(self, map, M => map.find_ge(nr))
+    }
+
+    /// See [`PidMap::visit`].
+    pub(crate) fn visit(&self, first: u32, last: u32, f: &mut dyn FnMut(u32, &Pid<T>)) {
+        dispatch!(self, map, M => map.visit(first, last, f))
     }
 
     /// See [`PidMap::disable`].

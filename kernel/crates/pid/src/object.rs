@@ -62,6 +62,8 @@ pub struct Pid<T: Member> {
     deep: Option<KBox<Deep>>,
     /// For maps that hash: its nodes. Touched under the map's lock.
     chain: Option<Chain>,
+    /// Some task uses it as TGID. Written under the lists' lock; for a look without.
+    is_process: AtomicBool,
     /// Set by the first `free`. Written under the map's lock.
     freed: AtomicBool,
     lists: SpinLock<Users<T>>,
@@ -105,6 +107,7 @@ impl<T: Member> Pid<T> {
             inline: [const { AtomicU32::new(0) }; INLINE],
             deep: numbers.0,
             chain,
+            is_process: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             lists: SpinLock::new(
                 Users {
@@ -215,6 +218,9 @@ impl<T: Member> Pid<T> {
             return Err(AttachError::Busy);
         }
         *slot = Some(task);
+        if kind == PidType::Tgid {
+            self.is_process.store(true, Relaxed);
+        }
         Ok(())
     }
 
@@ -242,7 +248,11 @@ impl<T: Member> Pid<T> {
         let is_task = |slot: &mut KArc<T>| KArc::ptr_eq(slot, task);
         let gone = match kind {
             PidType::Pid => users.pid.take_if(is_task),
-            PidType::Tgid => users.tgid.take_if(is_task),
+            PidType::Tgid => {
+                let gone = users.tgid.take_if(is_task);
+                self.is_process.store(users.tgid.is_some(), Relaxed);
+                gone
+            }
             PidType::Pgid => users.pgid.remove(task),
             PidType::Sid => users.sid.remove(task),
         };
@@ -288,6 +298,12 @@ impl<T: Member> Pid<T> {
             PidType::Pgid => users.pgid.front().cloned(),
             PidType::Sid => users.sid.front().cloned(),
         }
+    }
+
+    /// Whether some task uses the pid as TGID: a glance, without the lock.
+    #[inline(always)]
+    pub fn is_process(&self) -> bool {
+        self.is_process.load(Relaxed)
     }
 
     /// Whether some task uses the pid as `kind`.

@@ -174,6 +174,10 @@ impl<T: Member> PidMap<T> for XarrayMap<T> {
         self.idr.next(nr)
     }
 
+    fn visit(&self, first: u32, last: u32, f: &mut dyn FnMut(u32, &Pid<T>)) {
+        self.idr.for_each(&ksync::rcu::read_lock(), first, last, f);
+    }
+
     fn disable(&self, ns: &PidNamespace<T>) {
         let _guard = self.idr.lock().lock();
         let n = &ns.pid_allocated;

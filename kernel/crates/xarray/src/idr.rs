@@ -370,6 +370,26 @@ impl<T: Object> Idr<T> {
         }
     }
 
+    /// Gives each object of [first, last] to `f`, in order, to look at during the RCU section. Lockless; what comes and
+    /// goes meanwhile may or may not be seen.
+    #[inline]
+    pub fn for_each<'r>(
+        &self,
+        _rcu: &'r RcuGuard,
+        first: u32,
+        last: u32,
+        mut f: impl FnMut(u32, &'r T),
+    ) where
+        T: 'r,
+    {
+        // SAFETY: as in `peek`.
+        unsafe {
+            self.tree.for_each(first.into(), last.into(), |id, word| {
+                f(id as u32, &*word.cast::<T>().cast_const());
+            });
+        }
+    }
+
     /// The first object at or after `from`, with its number. Lockless; what comes and goes meanwhile
     /// may or may not be seen.
     pub fn next(&self, mut from: u32) -> Option<(u32, KArc<T>)> {
