@@ -123,7 +123,9 @@ fn until<B: Benchmark>(benchmark: &B, workers: usize) -> Until {
     let own_window = benchmark.window(workers).filter(|_| !turns);
     match (params.window.or(own_window), params.ops) {
         (Some(cycles), None) => Until::Window {
-            ramp: params.ramp.unwrap_or_else(|| benchmark.ramp(workers, cycles)),
+            ramp: params
+                .ramp
+                .unwrap_or_else(|| benchmark.ramp(workers, cycles)),
             cycles,
         },
         (_, ops) => Until::Ops(ops.unwrap_or(B::OPS).div_ceil(workers as u64)),

@@ -11,6 +11,7 @@ mod descriptors;
 mod exec;
 mod files;
 mod inits;
+mod mappings;
 mod memory;
 mod misc;
 mod names;
@@ -48,7 +49,8 @@ fn suite(args: &Args, filter: &'static [u8]) -> i32 {
     t.group("files", |t| files::run(t, args));
     t.group("descriptors", |t| descriptors::run(t, args));
     t.group("pipes", pipes::run);
-    t.group("memory", |t| memory::run(t, args));
+    t.group("memory", memory::run);
+    t.group("mappings", |t| mappings::run(t, args));
     t.group("process", process::run);
     t.group("pids", pids::run);
     t.group("inits", |t| inits::run(t, args));
