@@ -412,10 +412,12 @@ impl Shell {
         self.cids.clear_all();
     }
 
-    /// The lowest free id, or the one this CPU had last.
+    /// The lowest free id, or the one this CPU had last. The lowest of all is never left free for a higher one's sake:
+    /// so a thread that is alone ends up with it, whatever its CPUs had when there were more.
     #[inline]
     fn take_cid(&self) -> usize {
         if let Some(cid) = by_kind!(self.kind, V => V::recent_cid(self))
+            && (cid == 0 || self.cids.test(0))
             && !self.cids.test_and_set(cid)
         {
             return cid;
