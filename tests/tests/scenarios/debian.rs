@@ -93,10 +93,12 @@ pub const BUSYBOX: &[(&str, usize, Body)] = &[
         script(text, &lines).map(drop)
     }),
     ("busybox::ps", 1, || {
-        let outcome = script("sleep 100 & ps -o pid,ppid,stat,comm; echo end", &[])?;
+        // The first sleeper has fallen asleep when the second, whose number is 3, wakes.
+        let text = "sleep 100 & sleep 0.3; ps -o pid,ppid,stat,comm; echo end";
+        let outcome = script(text, &[])?;
         says_row(&outcome, &["1", "0", "S", "busybox"])?;
         says_row(&outcome, &["2", "1", "S", "sleep"])?;
-        says_row(&outcome, &["3", "1", "R", "ps"])
+        says_row(&outcome, &["4", "1", "R", "ps"])
     }),
     ("busybox::ls_all_of_proc", 1, || {
         // The list names each file of a process, also of one that ends meanwhile.

@@ -41,6 +41,11 @@ const SHARED: &[(&str, &str, &str)] = &[
         "a namespace gets leases of numbers, one per CPU, with its 65th process, once",
     ),
     ("per-CPU chunk", "", "the same: the map of per-CPU memory"),
+    (
+        "per-CPU: ",
+        "crates/slab/src/refpool.rs",
+        "a CPU's stock of references to a file; the leases beside it on the line were written once by whoever made them",
+    ),
 ];
 
 /// All of them.
