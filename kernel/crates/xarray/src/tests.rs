@@ -235,6 +235,7 @@ fn nodes_wait_for_readers() {
 
 #[test]
 fn the_node_at_the_cursor_is_kept() {
+    let _alone = alone();
     let idr = Idr::new(&LOCK);
     let range = AllocRange { min: 1, max: 1000 };
     for nr in 1..=300 {
@@ -261,6 +262,7 @@ fn the_node_at_the_cursor_is_kept() {
     chosen.cancel(&mut LOCK.lock());
     idr.set_cursor(&mut LOCK.lock(), 0);
     assert_eq!(idr.check_invariants(&mut LOCK.lock()), (0, 0));
+    rcu::barrier();
 }
 
 #[test]
