@@ -382,6 +382,21 @@ impl KmemCache {
         (arch::this_cpu_base() + self.cpu_offset.load(Acquire)) as *mut CpuCache
     }
 
+    /// This CPU's part if the fast paths are open: one look at the offset. Whoever looked twice, once whether it is open
+    /// and once for the part, could work on the area of zeroes. Preemption is off while the part is used.
+    #[inline]
+    pub(crate) fn open_part(&self) -> Option<*mut CpuCache> {
+        let mut offset = self.cpu_offset.load(Acquire);
+        if offset == percpu::ZERO_AREA {
+            return None;
+        }
+        if crate::planted("a second look at the offset") {
+            arch::interleave();
+            offset = self.cpu_offset.load(Acquire);
+        }
+        Some((arch::this_cpu_base() + offset) as *mut CpuCache)
+    }
+
     /// `cpu`'s own part; null: there is none.
     pub(crate) fn own_part(&self, cpu: usize) -> *mut CpuCache {
         match self.own_offset.load(Acquire) {

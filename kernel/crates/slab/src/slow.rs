@@ -32,11 +32,10 @@ impl KmemCache {
         let local = {
             let _guard = PreemptGuard::new();
             let local = arch::numa_node_id();
-            if !self.is_closed() {
+            if let Some(cpu) = self.open_part() {
                 // SAFETY: preemption is off and the cache is not frozen (INV-SHEAF-1): if it is
                 // being frozen now, the drainer waits for us.
                 let object = unsafe {
-                    let cpu = self.this_cpu();
                     debug::enter(cpu);
                     let object = self.pop_or_refill(cpu, local);
                     debug::leave(cpu);
@@ -226,8 +225,7 @@ impl KmemCache {
         }
         let _guard = PreemptGuard::new();
         self.count(|part| bump(&part.frees));
-        let kept = !self.is_closed() && {
-            let cpu = self.this_cpu();
+        let kept = self.open_part().is_some_and(|cpu| {
             // SAFETY: preemption is off and the cache is not frozen (INV-SHEAF-1).
             unsafe {
                 debug::enter(cpu);
@@ -239,7 +237,7 @@ impl KmemCache {
                 debug::leave(cpu);
                 kept
             }
-        };
+        });
         if !kept {
             // SAFETY: the caller's promise.
             unsafe { return_objects(self, &mut [object.as_ptr()]) };

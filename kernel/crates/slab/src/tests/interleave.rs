@@ -97,6 +97,51 @@ fn shrink_against_fast_paths() {
     assert!(found.is_some());
 }
 
+/// Slow paths, one after the other, while the cache closes and opens.
+fn slow_paths_and_shrink() -> Vec<Body> {
+    let rig = Rig::new(3, 4096, false, CacheFlags::empty());
+    let (a, b, c) = (rig.clone(), rig.clone(), rig);
+    std::vec![
+        body(0, move || churn(a, 2, 6, 1)),
+        body(1, move || churn(b, 2, 6, 2)),
+        body(2, move || {
+            c.cache.shrink();
+            c.cache.shrink();
+            zeroes();
+            c.done();
+        }),
+    ]
+}
+
+/// The area of zeroes is what it is called, on every CPU (INV-PCPU-3); if not, it is made so again, for the next test.
+fn zeroes() {
+    let mut written = false;
+    for cpu in 0..NR_CPUS {
+        let area = (arch::percpu_base(cpu) + percpu::ZERO_AREA) as *mut [u64; 8];
+        // SAFETY: 64 bytes of every window; whoever writes there is what the test looks for, and is stopped by it.
+        unsafe {
+            written |= area.read_volatile() != [0; 8];
+            area.write_volatile([0; 8]);
+        }
+    }
+    assert!(!written, "somebody wrote into the area of zeroes");
+}
+
+#[test]
+fn shrink_against_slow_paths() {
+    let _machine = machine();
+    explore(0..SEEDS, slow_paths_and_shrink);
+    let found = with_bug("a second look at the offset", || {
+        find_failure(0..500, slow_paths_and_shrink)
+    });
+    for cpu in 0..NR_CPUS {
+        let area = (arch::percpu_base(cpu) + percpu::ZERO_AREA) as *mut [u64; 8];
+        // SAFETY: nobody is at work, and zeroes are what has to be there.
+        unsafe { area.write([0; 8]) };
+    }
+    assert!(found.is_some());
+}
+
 fn one_barn() -> Vec<Body> {
     // Sheaves of 4, a barn of 2: two CPUs of one node fill it at the same time.
     let rig = Rig::new(2, 4096, false, CacheFlags::empty());
