@@ -212,6 +212,7 @@ pub fn init(boot: &BootInfo, topology: &Topology) {
         )
     }
     .expect("memory for percpu");
+    slab::init_heap().expect("memory for the heap's caches");
     SLAB_READY.store(true, Ordering::Release);
 }
 

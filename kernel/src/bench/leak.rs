@@ -18,6 +18,8 @@ pub struct Snapshot {
     caches: Vec<(&'static str, u64)>,
     stacks: u64,
     pids: u64,
+    /// The time stamp of the count.
+    taken: u64,
 }
 
 impl Snapshot {
@@ -28,6 +30,7 @@ impl Snapshot {
             caches: Vec::with_capacity(MAX_CACHES),
             stacks: 0,
             pids: 0,
+            taken: 0,
         }
     }
 
@@ -61,6 +64,7 @@ impl Snapshot {
         });
         self.stacks = kstack::counts().0 as u64;
         self.pids = sched::current_ref().pid().ns().nr_pids() as u64;
+        self.taken = ksync::arch::get_cycles();
     }
 
     /// What differs in `after`.
@@ -92,6 +96,10 @@ impl Snapshot {
         }
         note("stacks".to_string(), self.stacks, after.stacks);
         note("pids".to_string(), self.pids, after.pids);
+        if !leaks.is_empty() {
+            // With `slab_debug=` the holders are named.
+            ::slab::report_live(self.taken);
+        }
         leaks
     }
 }

@@ -14,7 +14,7 @@
 //! A window measures throughput: all workers contend from its first cycle to its last. Workers that count operations
 //! end at different times, so that the last ones meet less contention than the first.
 
-use super::{Benchmark, leak, report, window};
+use super::{Benchmark, leak, report, tiny, window};
 use crate::arch::smp;
 use crate::errno::Errno;
 use crate::params::{self, ModeWord, Place};
@@ -142,6 +142,7 @@ fn measure<B: Benchmark>(run: &Run<B>) -> Option<Vec<Leak>> {
     let workers = run.results.len();
     let ops = Until::Ops(warmup_ops(workers));
     run_workers(&Run::new(B::new(workers), ops, workers));
+    tiny::settle();
     let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
     before.take();
     run_workers(run);

@@ -97,10 +97,18 @@ impl SpaceRef {
     #[inline]
     pub fn of(space: &KArc<AddressSpace>) -> SpaceRef {
         let reference = SpaceRef::get(space);
-        if KArc::refcount(space) > MANY && space.refs().get().is_none() {
-            space.refs().open(space);
+        if KArc::refcount(space) > MANY {
+            SpaceRef::expect_many(space);
         }
         reference
+    }
+
+    /// Opens the pool of a file that will have many mappings, if it has an owner. Without memory things stay as they
+    /// are. May sleep.
+    pub fn expect_many(space: &KArc<AddressSpace>) {
+        if space.refs().get().is_none() {
+            space.refs().open(space);
+        }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@
 //! alignment, and the same one each time.
 
 use crate::cache::{CacheFlags, KmemCache};
-use crate::{AllocError, Gfp, slow};
+use crate::{AllocError, Gfp, registry, slow};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
 
@@ -46,6 +46,12 @@ static KMALLOC: [KmemCache; 13] = {
 const fn class_align(class: usize) -> usize {
     let align = class & class.wrapping_neg();
     if align > 4096 { 4096 } else { align }
+}
+
+/// Makes the caches of all classes ready, so that whichever size is asked for first need not pay for that, nor seem to
+/// have leaked its cache. Boot, after percpu and `page_alloc`.
+pub fn init_heap() -> Result<(), AllocError> {
+    KMALLOC.iter().try_for_each(registry::register)
 }
 
 /// The size-class cache for objects of this size and alignment; None: too large, use pages.
