@@ -346,6 +346,18 @@ pub fn interpreter_path(
     Ok(buf[..len].iter().position(|&b| b == 0))
 }
 
+/// Where an interpreter of `len` bytes goes: as high as mmap would put it, and not over the program, of which alone
+/// there are areas by now.
+fn interpreter_address(mm: &MmUser, program: &Mapped, len: usize) -> Result<usize, TaskError> {
+    let top = mm::MMAP_BASE.checked_sub(len).ok_or(TaskError::NoMemory)?;
+    if program.end <= top || mm::MMAP_BASE <= program.start {
+        return Ok(top);
+    }
+    let free = mm.mmap(&MapArgs::anon(len, Prot::empty()))?;
+    mm.munmap(free, len)?;
+    Ok(free)
+}
+
 /// Loads a program and, if given, its interpreter. `name` is what AT_EXECFN shows. May sleep.
 ///
 /// # Errors
@@ -368,7 +380,7 @@ pub fn load(
             return Err(TaskError::BadProgram);
         }
         let (low, high) = headers.check(interpreter.space().size())?;
-        let base = mm::MMAP_BASE - (high - low).next_multiple_of(PAGE_SIZE);
+        let base = interpreter_address(&mm, &program, (high - low).next_multiple_of(PAGE_SIZE))?;
         let mapped = map_image(&mm, interpreter, &headers, base)?;
         entry = mapped.entry;
         interpreter_base = mapped.bias;

@@ -278,9 +278,10 @@ fn check_memory(file: &[u8], loaded: &Loaded) {
     let segments = segments(file);
     let low = segments.iter().map(|s| s.vaddr as usize).min().unwrap() & !(PAGE_SIZE - 1);
     let pie = u16::from_le_bytes([file[16], file[17]]) == abi::ET_DYN;
-    let mut lowest = usize::MAX;
-    loaded.mm.for_each_vma(|v| lowest = lowest.min(v.start));
-    let bias = if pie { lowest - low } else { 0 };
+    // Not the lowest area: a huge interpreter finds room only below the program.
+    let start = loaded.mm.layout().start_code;
+    let bias = if pie { start - low } else { 0 };
+    assert!(bias.is_multiple_of(PAGE_SIZE));
     for (page, bytes) in expected(file, bias) {
         let mut seen = vec![0; PAGE_SIZE];
         let Some(bytes) = bytes else { continue };
@@ -354,6 +355,16 @@ fn damaged_programs_harm_nobody() {
             Err(TaskError::BadProgram)
         ));
     }
+    // Zeroes of 47 TB behind the interpreter's data: there is no room for them above the program.
+    let mut huge = sound(true);
+    put(
+        &mut huge,
+        EHDR + 2 * PHDR + 8 + 4 * 8,
+        &(43u64 << 40).to_le_bytes(),
+    );
+    let file = File::new(sound(true));
+    check_memory(&file.bytes, &exec(&file, Some(&File::new(huge))).unwrap());
+    drop(file);
     let before = census();
     let (loaded, refused) = (Cell::new(0), Cell::new(0));
     let histories = (
