@@ -77,11 +77,59 @@ pub(crate) fn fork<R>(parent: VmaPtr, child: VmaPtr, copy: impl FnOnce() -> R) -
     }
 }
 
+/// Areas per hold of a file's `i_mmap` at fork.
+const LINK_BATCH: usize = 8;
+
+/// Links copies of areas of files from which no entries are copied, several of the same file in one hold.
+pub(crate) struct Linker {
+    pairs: [(NonNull<MapNode>, NonNull<MapNode>); LINK_BATCH],
+    nr: usize,
+    /// A copy that waits.
+    first: Option<VmaPtr>,
+}
+
+impl Linker {
+    pub(crate) const fn new() -> Self {
+        Linker {
+            pairs: [(NonNull::dangling(), NonNull::dangling()); LINK_BATCH],
+            nr: 0,
+            first: None,
+        }
+    }
+
+    /// Takes on `child`, which shows the pages of `parent`, both of one file. Nobody can fault in it, or see it, before
+    /// `flush`. May sleep.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, parent: VmaPtr, child: VmaPtr) {
+        let same = |a: VmaPtr| match (&a.file, &child.file) {
+            (Some(a), Some(b)) => KArc::ptr_eq(a, b),
+            _ => false,
+        };
+        if self.nr == LINK_BATCH || !self.first.is_none_or(same) {
+            self.flush();
+        }
+        self.pairs[self.nr] = (parent.map_node(), prepare(child));
+        self.nr += 1;
+        self.first = Some(child);
+    }
+
+    /// Links all that were taken on. May sleep.
+    pub(crate) fn flush(&mut self) {
+        let pairs = &self.pairs[..self.nr];
+        if let Some(file) = self.first.as_ref().and_then(|v| v.file.as_ref()) {
+            // SAFETY: as in `link`; the parents are linked while their mmap_lock is held for write.
+            timed(|| unsafe { file.i_mmap().insert_copies(pairs) });
+        }
+        self.nr = 0;
+        self.first = None;
+    }
+}
+
 /// Unlinks an area of a file: no walker knows it any more when this returns. May sleep.
 #[inline]
 pub(crate) fn unlink(v: VmaPtr) {
     let Some(file) = &v.file else { return };
-    // SAFETY: linked since `link` or `link_after`.
+    // SAFETY: linked since `link`, `fork` or `Linker::flush`.
     timed(|| unsafe { file.i_mmap().remove(&[v.map_node()]) });
 }
 

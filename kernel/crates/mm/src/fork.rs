@@ -5,12 +5,14 @@
 //! truncated page.
 //!
 //! Mechanism. One pass over the areas: each is copied to the same place in a tree of the same
-//! shape (no search, no balancing), linked into its file, and then its private pages are shared: write-protected in the parent, counted, entered in the child. File pages and the zero
-//! page are left to the child's faults. A child table is made when the first entry for it comes.
+//! shape (no search, no balancing), linked into its file, and then its private pages are shared: write-protected in the
+//! parent, counted, entered in the child. Areas of files without private pages are linked a handful at a time, later:
+//! without entries there is nothing a walk could miss. File pages and the zero page are left to the child's faults. A child table is made when the first entry for it comes.
 //!
 //! Invariants
 //! - INV-FORK-1 (cover): a child's area is linked in `i_mmap` before its entries are copied, and the copy is covered by
-//!   INV-RMAP-4: a walk that comes to the parent after it comes to the child after it too.
+//!   INV-RMAP-4: a walk that comes to the parent after it comes to the child after it too. All areas are linked
+//!   before the child's `mmap_lock` is released, so before it has entries of its own.
 //! - INV-FORK-2 (one lock): entries of an area linked in `i_mmap` are copied under the parent's
 //!   `page_table_lock`, which walkers of `i_mmap` also take. With INV-FORK-1: a walker that gets to
 //!   the parent's table first leaves nothing to copy; one that comes later finds the child's
@@ -19,7 +21,7 @@
 //!   the parent flush before `mmap_lock` is released, on errors too: a stale writable translation
 //!   would let the parent write into pages that a later fork shares without a flush of its own.
 
-use crate::file;
+use crate::file::{self, Linker};
 use crate::mm::{Mm, MmUser};
 use crate::pgtable::{Table, for_ptes, get_l1, walk_l1};
 use crate::rss::RssKind;
@@ -85,19 +87,23 @@ fn dup_areas(
     // SAFETY: the caller holds a user of the child.
     let child_pgd = unsafe { child.as_ref() }.pgd();
     let mut failed = None;
+    let mut linker = Linker::new();
     let result = new.copy_areas(old, |v| {
         if let Some(e) = failed {
             return Err(e);
         }
-        let copy = VmaMem::alloc()?.init(v.copy_for(child));
-        let result = file::fork(v, copy, || match v.has_anon() {
-            true => copy_range(parent, child_pgd, v, copied),
-            false => Ok(()),
-        });
-        // On an error too the copy exists and is linked: it goes into the tree, and nothing after it.
-        failed = result.err().map(MmError::from);
+        let copy = VmaMem::alloc()?.init_copy(&v, child);
+        if v.has_anon() {
+            let copy_entries = || copy_range(parent, child_pgd, v, copied);
+            // On an error too the copy exists and is linked: it goes into the tree, and nothing after it.
+            failed = file::fork(v, copy, copy_entries).err().map(MmError::from);
+        } else if v.file.is_some() {
+            linker.add(v, copy);
+        }
         Ok(copy)
     });
+    // On an error too: exit takes them out again.
+    linker.flush();
     result.and(failed.map_or(Ok(()), Err))
 }
 

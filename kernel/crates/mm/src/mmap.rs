@@ -337,7 +337,7 @@ fn remove_areas(
 /// Cuts `v` in two at `at`; returns the upper part, made in `room`.
 pub(crate) fn split(tree: &mut MmTree, v: VmaPtr, at: usize, room: VmaMem) -> VmaPtr {
     debug_assert!(v.start() < at && at < v.end());
-    let upper = room.init(v.copy_for(v.mm));
+    let upper = room.init_copy(&v, v.mm);
     upper
         .pgoff
         .set(if v.file.is_some() { v.pgoff_of(at) } else { 0 });

@@ -128,7 +128,7 @@ impl Mm {
         }
         // The unmapping may have cut the source's area: look again.
         let v = tree.find(mv.from).unwrap_or(v);
-        let new = room.init(v.copy_for(v.mm));
+        let new = room.init_copy(&v, v.mm);
         new.pgoff.set(if v.file.is_some() {
             v.pgoff_of(mv.from)
         } else {

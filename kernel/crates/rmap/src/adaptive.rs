@@ -235,6 +235,17 @@ impl FileRmap for Adaptive {
         copy()
     }
 
+    unsafe fn insert_copies(&self, pairs: &[(NodePtr, NodePtr)]) {
+        let entered = self.enter();
+        for &(parent, child) in pairs {
+            // SAFETY: linked, by the caller's promise, in the tree it names (INV-ADAPT-2).
+            unsafe {
+                let at = parent.as_ref().shard();
+                self.with(&entered, at, |tree| tree.link_after(parent, child, at));
+            }
+        }
+    }
+
     unsafe fn remove(&self, nodes: &[NodePtr]) {
         let entered = self.enter();
         for node in nodes {

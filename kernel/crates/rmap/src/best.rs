@@ -323,6 +323,29 @@ impl FileRmap for Best {
         }
     }
 
+    unsafe fn insert_copies(&self, pairs: &[(NodePtr, NodePtr)]) {
+        // SAFETY: the caller's promise. Nothing is copied, so INV-RMAP-4 asks for nothing: any shard will do.
+        unsafe {
+            match self.unsplit() {
+                Ok(mut home) => {
+                    for &(parent, child) in pairs {
+                        home.tree.link_after(parent, child, HOME);
+                    }
+                }
+                Err(split) => {
+                    let (at, shard) = split.here();
+                    let mut tree = shard.tree.write();
+                    for &(parent, child) in pairs {
+                        match parent.as_ref().shard() == at {
+                            true => tree.link_after(parent, child, at),
+                            false => tree.link(child, at),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     unsafe fn remove(&self, nodes: &[NodePtr]) {
         match self.unsplit() {
             Ok(mut home) => {

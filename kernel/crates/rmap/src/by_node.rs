@@ -62,6 +62,17 @@ impl FileRmap for NodeTrees {
         copy()
     }
 
+    unsafe fn insert_copies(&self, pairs: &[(NodePtr, NodePtr)]) {
+        let trees = self.trees.write();
+        for &(parent, child) in pairs {
+            // SAFETY: the caller's promise; the tree the parent names (INV-NODE-1).
+            unsafe {
+                let at = parent.as_ref().shard();
+                trees.get(at).as_mut().link_after(parent, child, at);
+            }
+        }
+    }
+
     unsafe fn remove(&self, nodes: &[NodePtr]) {
         let trees = self.trees.write();
         for node in nodes {

@@ -194,6 +194,19 @@ pub trait FileRmap: Sized {
     /// are held for writing).
     unsafe fn fork<R>(&self, parent: NodePtr, child: NodePtr, copy: impl FnOnce() -> R) -> R;
 
+    /// Links the second of each pair, which shows what the first shows and has no entries to copy: they come by faults
+    /// (fork gives up to a handful of the same file). Whatever guards the set is taken once, if it can be.
+    ///
+    /// # Safety
+    /// As for `fork`.
+    #[inline]
+    unsafe fn insert_copies(&self, pairs: &[(NodePtr, NodePtr)]) {
+        for &(parent, child) in pairs {
+            // SAFETY: the caller's promise.
+            unsafe { self.fork(parent, child, || ()) };
+        }
+    }
+
     /// Unlinks all `nodes` (exit gives up to a handful of the same file).
     ///
     /// # Safety

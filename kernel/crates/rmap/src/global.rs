@@ -40,6 +40,14 @@ impl FileRmap for Global {
         copy()
     }
 
+    unsafe fn insert_copies(&self, pairs: &[(NodePtr, NodePtr)]) {
+        let mut tree = self.tree.write();
+        for &(parent, child) in pairs {
+            // SAFETY: the caller's promise.
+            unsafe { tree.link_after(parent, child, 0) };
+        }
+    }
+
     unsafe fn remove(&self, nodes: &[NodePtr]) {
         let mut tree = self.tree.write();
         for node in nodes {

@@ -114,6 +114,11 @@ impl FileRmap for IMmap {
         visit!(self, map => unsafe { map.fork(parent, child, copy) })
     }
     #[inline]
+    unsafe fn insert_copies(&self, pairs: &[(NodePtr, NodePtr)]) {
+        // SAFETY: passed on.
+        visit!(self, map => unsafe { map.insert_copies(pairs) })
+    }
+    #[inline]
     unsafe fn remove(&self, nodes: &[NodePtr]) {
         // SAFETY: passed on.
         visit!(self, map => unsafe { map.remove(nodes) })

@@ -72,6 +72,14 @@ impl FileRmap for Inverted {
         copy()
     }
 
+    unsafe fn insert_copies(&self, pairs: &[(NodePtr, NodePtr)]) {
+        let _outer = self.outer.read();
+        for &(_, child) in pairs {
+            // SAFETY: the caller's promise.
+            unsafe { self.link_here(child) };
+        }
+    }
+
     unsafe fn remove(&self, nodes: &[NodePtr]) {
         let _outer = self.outer.read();
         for node in nodes {

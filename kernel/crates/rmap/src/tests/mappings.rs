@@ -93,6 +93,15 @@ fn apply(map: &IMmap, model: &mut Model, op: Op) {
             model.linked.push(child);
             model.forks.push((parent, child));
         }
+        (7, Some(parent)) => {
+            let other = model.linked[(pick / 7) % model.linked.len()];
+            let copy = |n: Node| (n, new_node(first(n), last(n)));
+            let pairs = [copy(parent), copy(other), copy(parent)];
+            // SAFETY: above.
+            unsafe { map.insert_copies(&pairs) };
+            // What has no entries may be anywhere: no pair to keep an eye on.
+            model.linked.extend(pairs.map(|(_, child)| child));
+        }
         (3, Some(n)) => {
             let mut gone: Vec<Node> = [n].to_vec();
             model.linked.retain(|&m| m != n);
@@ -202,7 +211,7 @@ proptest! {
 
     #[test]
     fn mappings(
-        ops in prop::collection::vec((0u8..7, 0u64..40, 0u64..20, any::<usize>(), 0usize..8), 0..80)
+        ops in prop::collection::vec((0u8..8, 0u64..40, 0u64..20, any::<usize>(), 0usize..8), 0..80)
     ) {
         let _alone = alone();
         kinds().for_each(|kind| mappings_follow_the_contract(kind, &ops));
