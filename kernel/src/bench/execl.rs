@@ -127,10 +127,16 @@ impl Benchmark for Execl {
     }
 
     fn operation(&self, worker: &mut Worker) -> Result<(), Errno> {
+        if let Some(walker) = &mut worker.walker {
+            walker.walk_and_wait(&self.libc, LIBC_PAGES);
+            return Ok(());
+        }
         tiny::exec(PROGRAM)?;
-        self.load_libc()?;
-        Walker::tick(&mut worker.walker, &self.libc, LIBC_PAGES);
-        Ok(())
+        self.load_libc()
+    }
+
+    fn counts(&self, worker: &Worker) -> bool {
+        worker.walker.is_none()
     }
 
     fn finish(&self, worker: Worker) {

@@ -1,8 +1,10 @@
 //! What the benchmarks of file mappings share: mapping a file, processes that hold mappings, and walks at a stated rate.
 //!
-//! A [`Walker`] belongs to the first worker. It interrupts that worker's operations once per `period=` cycles, and
-//! times what `walk=` names over all mappings of the file; so it shows both how long a walk waits for mutators, and,
-//! in the figures of the others, how long they wait for it.
+//! A [`Walker`] belongs to the first worker. Once per `period=` cycles it does what `walk=` names with all mappings of
+//! the file, and times that (of a migration the walk alone, not the grace period before it); so it shows both how long
+//! a walk waits for mutators, and, in the figures of the others, how long they wait for it. In `bench=mmap` it
+//! interrupts that worker's operations; in `bench=execl`, whose operations can take longer than a period, it is all
+//! that the first worker does.
 
 use crate::errno::Errno;
 use crate::params;
@@ -27,6 +29,8 @@ kparam::choices! {
         None = "none",
         /// The file is cut by its last page, and grows again.
         Truncate = "truncate",
+        /// A page in the middle moves on to the next node, or within the only one.
+        Migrate = "migrate",
     }
 }
 
@@ -104,20 +108,28 @@ extern "C" fn hold_on(address: usize) {
 }
 
 /// Walks of one file, and how long they took.
-pub struct Walks(spin::Mutex<Histogram>);
+pub struct Walks(spin::Mutex<Walked>);
+
+struct Walked {
+    took: Histogram,
+    moved: u64,
+}
 
 impl Walks {
     /// None yet.
     pub fn new() -> Walks {
-        Walks(spin::Mutex::new(
-            Histogram::try_new().expect("memory for a histogram"),
-        ))
+        Walks(spin::Mutex::new(Walked {
+            took: Histogram::try_new().expect("memory for a histogram"),
+            moved: 0,
+        }))
     }
 
     /// Takes over what a worker's walker found.
     pub fn add(&self, walker: Option<Walker>) {
         if let Some(walker) = walker {
-            self.0.lock().merge(&walker.took);
+            let mut all = self.0.lock();
+            all.took.merge(&walker.took);
+            all.moved += walker.moved;
         }
     }
 
@@ -128,9 +140,13 @@ impl Walks {
         if word == WalkWord::None {
             return;
         }
-        let took = self.0.lock();
+        let all = self.0.lock();
+        let took = &all.took;
         let mut push = |name: &str, value: u64| record.params.push(Setting::new(name, value));
         push("period", params::get().period);
+        if word == WalkWord::Migrate {
+            push("moved", all.moved);
+        }
         push("walks", took.count());
         push("walk_p50", took.p50());
         push("walk_p99", took.p99());
@@ -141,6 +157,7 @@ impl Walks {
 /// The first worker's second task.
 pub struct Walker {
     next: u64,
+    moved: u64,
     took: Histogram,
 }
 
@@ -150,6 +167,7 @@ impl Walker {
         let wanted = index == 0 && params::get().walk != WalkWord::None;
         wanted.then(|| Walker {
             next: 0,
+            moved: 0,
             took: Histogram::try_new().expect("memory for a histogram"),
         })
     }
@@ -164,6 +182,14 @@ impl Walker {
         }
     }
 
+    /// A walk, and then nothing until it is time for the next.
+    pub fn walk_and_wait(&mut self, file: &AddressSpace, pages: u64) {
+        self.walk(file, pages);
+        while get_cycles() < self.next {
+            crate::sched::yield_now();
+        }
+    }
+
     fn walk(&mut self, file: &AddressSpace, pages: u64) {
         let start = get_cycles();
         match params::get().walk {
@@ -173,10 +199,26 @@ impl Walker {
                 file.truncate(end - PAGE_SIZE as u64);
                 mm::unmap_mapping_range(file, pages - 1, u64::MAX, true);
                 file.extend(end);
+                self.took.record(get_cycles() - start);
             }
+            WalkWord::Migrate => self.migrate(file, pages / 2),
         }
-        let end = get_cycles();
-        self.took.record(end - start);
         self.next = start + params::get().period;
+    }
+
+    fn migrate(&mut self, file: &AddressSpace, pgoff: u64) {
+        let Ok(page) = file.find_or_create_page(pgoff) else {
+            return;
+        };
+        let node = (page.node() + 1) % ksync::arch::nr_node_ids();
+        page.put();
+        let unmap = || {
+            let start = get_cycles();
+            mm::unmap_mapping_range(file, pgoff, pgoff, false);
+            self.took.record(get_cycles() - start);
+        };
+        // One that somebody holds for the moment has been walked for too.
+        let moved = file.replace_page(pgoff, node, unmap).is_ok();
+        self.moved += u64::from(moved);
     }
 }

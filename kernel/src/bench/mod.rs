@@ -64,6 +64,10 @@ pub trait Benchmark: Sized + Sync + 'static {
     fn worker(&self, index: usize) -> Self::Worker;
     /// One operation. What it may do is the benchmark's own matter, but it prints nothing.
     fn operation(&self, worker: &mut Self::Worker) -> Result<(), Errno>;
+    /// Whether this worker's operations count: not if it is there to disturb the others.
+    fn counts(&self, _worker: &Self::Worker) -> bool {
+        true
+    }
     /// How many operations one reading of the clock covers: more than one where the clock would cost more than they.
     fn batch(&self) -> u64 {
         1

@@ -257,6 +257,9 @@ fn count_ops<B: Benchmark>(
             outcome.note(result);
         }
         let end = get_cycles();
+        if !run.benchmark.counts(worker) {
+            continue;
+        }
         outcome
             .histogram
             .record(overhead.between(start, end) / batch);
@@ -289,7 +292,7 @@ fn fill_window<B: Benchmark>(
             outcome.note(result);
         }
         let now = get_cycles();
-        if now >= from && now < to {
+        if now >= from && now < to && run.benchmark.counts(worker) {
             outcome.histogram.record((now - last) / batch);
             outcome.ops += batch;
         }

@@ -93,9 +93,21 @@ impl Cell {
             Some("spin") => (least, 20_000),
             Some("atomic" | "per-node") => (least, 10_000),
             Some("per-cpu") => (100_000, 0),
+            _ if self.benchmark == "execl" => self.execl_window(),
             _ => (least, per_cpu),
         };
         (cpus * per_cpu).max(least) * self.stretch
+    }
+
+    /// An exec under a lock that all share takes a hundred times as long as one without.
+    fn execl_window(&self) -> (u64, u64) {
+        let i_mmap = self.variants.iter().find(|(word, _)| word == "i_mmap");
+        match i_mmap.map(|(_, value)| value.as_str()) {
+            Some("best") => (4_000_000, 10_000),
+            Some("inverted" | "adaptive") => (10_000_000, 40_000),
+            Some("node-locks") if self.on != Name::BigNode => (10_000_000, 50_000),
+            _ => (10_000_000, 400_000),
+        }
     }
 
     /// The line that makes it.

@@ -80,6 +80,19 @@ impl AddressSpace {
         result
     }
 
+    /// As [`AddressSpace::migrate_page`], but a page that is on `node` already makes room too, as for compaction.
+    pub fn replace_page(
+        &self,
+        pgoff: u64,
+        node: usize,
+        unmap: impl FnOnce(),
+    ) -> Result<(), MoveError> {
+        let old = self.find_page(pgoff).ok_or(MoveError::NotCached)?;
+        let result = self.replace(pgoff, old, node, unmap);
+        old.put();
+        result
+    }
+
     /// Moves `old`, which the caller holds.
     fn replace(
         &self,
