@@ -36,6 +36,10 @@ impl Snapshot {
 
     /// Waits until deferred frees have run, gives back what caches keep, then counts. May sleep.
     pub fn take(&mut self) {
+        // A thread that was reaped may not have left its CPU yet, nor the next one there freed its stack: the first grace
+        // period waits for the one, the second for the other.
+        ksync::rcu::synchronize();
+        ksync::rcu::synchronize();
         // The first drop may queue the next (a task's pid, the pid's namespace): a few rounds reach the chain's end.
         for _ in 0..4 {
             ksync::rcu::barrier();
@@ -107,13 +111,15 @@ impl Snapshot {
 /// Gives back what each CPU keeps for the next pid. Visits them all.
 fn trim_pids() {
     let me = sched::current();
-    let all = CpuMask::new();
+    let before = CpuMask::new();
+    (0..smp::nr_online())
+        .filter(|&cpu| me.entity.may_run_on(cpu))
+        .for_each(|cpu| before.set(cpu));
     for cpu in 0..smp::nr_online() {
         let one = CpuMask::new();
         one.set(cpu);
-        all.set(cpu);
         syscall::set_affinity(&me, &one);
         me.pid().ns().map().trim();
     }
-    syscall::set_affinity(&me, &all);
+    syscall::set_affinity(&me, &before);
 }

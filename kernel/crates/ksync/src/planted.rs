@@ -33,6 +33,8 @@ pub enum Bug {
     RcuForgetPublish,
     /// A CPU that has said it sleeps with callbacks does not look again whether their grace period has ended.
     RcuSleepUnseen,
+    /// A barrier leaves a CPU asleep that had callbacks when it looked.
+    RcuBarrierUnheard,
 }
 
 std::thread_local! {

@@ -570,6 +570,55 @@ mod grace_periods {
         replace_during_a_grace_period(2)
     );
 
+    /// CPU 1 runs its one callback and halts, while CPU 0 wants all callbacks to have run.
+    fn barrier_against_idle(preemptions: usize) {
+        explore(preemptions, || {
+            online_all(2);
+            let queued = Arc::new(AtomicBool::new(false));
+            let stop = Arc::new(AtomicBool::new(false));
+            let other = {
+                let (queued, stop) = (queued.clone(), stop.clone());
+                thread::spawn(move || {
+                    static HEAD: RcuHead = RcuHead::new();
+                    arch::loom::set_cpu(1);
+                    rcu::cpu_online();
+                    // SAFETY: the head is used by nothing else until the callback has run.
+                    unsafe { rcu::call(NonNull::from(&HEAD), nothing) };
+                    queued.store(true, Release);
+                    while !stop.load(Acquire) {
+                        rcu::process_callbacks();
+                        if rcu::idle_enter() {
+                            arch::park();
+                            rcu::idle_exit();
+                        }
+                    }
+                    assert!(rcu::idle_enter());
+                })
+            };
+            while !queued.load(Acquire) {
+                thread::yield_now();
+            }
+            // If the other has asked for a grace period, it ends here, and its callback may run.
+            rcu::note_context_switch();
+            rcu::barrier();
+            stop.store(true, Release);
+            arch::unpark(arch::ThreadPtr(2 as *mut ()));
+            other.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_barrier_is_heard_by_a_cpu_that_goes_to_sleep() {
+        barrier_against_idle(2);
+    }
+
+    catches!(
+        a_barrier_that_a_sleeping_cpu_does_not_hear,
+        RcuBarrierUnheard,
+        "exceeded maximum number of branches",
+        barrier_against_idle(2)
+    );
+
     catches!(
         an_end_that_nobody_hears_of,
         RcuForgetPublish,

@@ -5,7 +5,7 @@ use super::cblist::{CbList, Segment};
 use super::tree::{Leaf, Place};
 use super::{BATCH, GLOBAL, LAZY, RcuCallback, RcuHead, layout, seq};
 use crate::arch;
-use crate::sync::atomic::{AtomicU64, Ordering::*};
+use crate::sync::atomic::{AtomicBool as ExploredBool, AtomicU64, Ordering::*};
 use crate::sync::{const_unless_loom, planted};
 use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
@@ -25,7 +25,7 @@ pub(crate) struct RcuCpu {
     /// DONE is not empty.
     ready: AtomicBool,
     /// [`barrier`](super::barrier) wants a callback of its own behind those that are queued.
-    barrier_wanted: AtomicBool,
+    barrier_wanted: ExploredBool,
     barrier_head: RcuHead,
     /// Callbacks queued and not yet run. Written by this CPU, read by `barrier`.
     nr_callbacks: AtomicUsize,
@@ -47,7 +47,7 @@ impl RcuCpu {
                 place_bit: AtomicU16::new(0),
                 busy: AtomicBool::new(false),
                 ready: AtomicBool::new(false),
-                barrier_wanted: AtomicBool::new(false),
+                barrier_wanted: ExploredBool::new(false),
                 barrier_head: RcuHead::new(),
                 nr_callbacks: AtomicUsize::new(0),
                 list: UnsafeCell::new(CbList::new()),
@@ -91,7 +91,13 @@ impl RcuCpu {
     /// As `has_work`, for whoever need not be lazy.
     #[inline(always)]
     pub(super) fn has_work_or_callbacks(&self) -> bool {
-        self.nr_callbacks.load(Relaxed) != 0 || self.has_work()
+        self.has_callbacks() || self.has_work()
+    }
+
+    /// Whether there are callbacks, or there is to be one for a barrier, which came when the last had just run.
+    #[inline(always)]
+    pub(super) fn has_callbacks(&self) -> bool {
+        self.nr_callbacks.load(Relaxed) != 0 || self.barrier_wanted.load(Relaxed)
     }
 
     /// Makes the next `has_work` true (INV-RCU-6).
@@ -123,7 +129,8 @@ impl RcuCpu {
         }
     }
 
-    /// Makes this CPU queue a callback of its own behind those it has, when it next looks.
+    /// Makes this CPU queue a callback of its own behind those it has, when it next looks. It may be idle by now, with
+    /// no callback and no reason to wake up: the caller kicks it.
     ///
     /// # Safety
     /// The callback of an earlier call has run.

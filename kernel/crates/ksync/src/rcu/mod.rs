@@ -51,7 +51,7 @@ pub(crate) use cpu::RcuCpu;
 
 use crate::arch;
 use crate::sync::atomic::{AtomicUsize, Ordering::*};
-use crate::sync::const_unless_loom;
+use crate::sync::{const_unless_loom, planted};
 use crate::{Completion, CpuMask, LockClass, Mutex};
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -204,9 +204,13 @@ pub fn barrier() {
             GLOBAL.barrier_count.fetch_add(1, Relaxed);
             // SAFETY: one barrier at a time, and the one before has waited for its callbacks.
             unsafe { rc.want_barrier(done) };
+            // Its callbacks may have run since we looked, and it may have gone to sleep without any.
+            if !planted!(RcuBarrierUnheard) {
+                arch::kick_cpu(cpu);
+            }
         }
     }
-    // Every CPU looks when a grace period starts; those asleep with callbacks are kicked when it ends.
+    // Every CPU that is awake looks when a grace period starts; those asleep with callbacks are kicked when it ends.
     GLOBAL.tree.request(seq::snap(GLOBAL.tree.snapshot()));
     barrier_part_done();
     sleep_until_complete(&GLOBAL.barrier_done);
@@ -324,7 +328,7 @@ pub fn check_quiet() {
 #[cfg(all(not(target_os = "none"), not(loom)))]
 pub fn host_poll() {
     for cpu in cpus() {
-        if arch::cpu_head(cpu).rcu.nr_callbacks() != 0 {
+        if arch::cpu_head(cpu).rcu.has_callbacks() {
             arch::host::run_on(cpu, process_callbacks);
         }
     }
