@@ -184,7 +184,7 @@ impl Benchmark for Locks {
         let workers = workers as u64;
         let turn = match self.word {
             LockWord::Tas | LockWord::Ticket => 700 + 33 * workers,
-            LockWord::Spin => 4_500,
+            LockWord::Spin => 1_400,
             LockWord::Rw => 700 + 16 * workers,
             LockWord::Mcs => 1_000,
             LockWord::Atomic => 400,
@@ -197,7 +197,7 @@ impl Benchmark for Locks {
     /// The queue of a spin lock takes a while to form when all come at the same moment, once.
     fn ramp(&self, workers: usize, window: u64) -> u64 {
         let forms = match self.word {
-            LockWord::Spin => 70 * (workers * workers) as u64,
+            LockWord::Spin => 2_000 * workers as u64,
             _ => 0,
         };
         forms.max(window / 4)

@@ -161,7 +161,7 @@ impl Queued {
             }
         }
         if seen & !LOCKED_MASK == 0 {
-            seen = self.0.fetch_or(PENDING, Acquire);
+            seen = self.set_pending();
             if seen & !LOCKED_MASK == 0 {
                 return self.wait_as_pending(seen);
             }
@@ -183,6 +183,16 @@ impl Queued {
                 return;
             }
         }
+    }
+
+    /// Sets the pending bit; the word as it was, though its other bits may be those of a moment later. To have the whole
+    /// word of one moment would be a loop of compare-and-exchange, which takes everybody the square of their number;
+    /// to have one bit is one instruction. A tail that was there is still there then, for its owner leaves only a word
+    /// without the bit; one that came meanwhile sends us into the queue, where we may go at any time.
+    #[inline(always)]
+    fn set_pending(&self) -> u32 {
+        let had = self.0.fetch_or(PENDING, Acquire) & PENDING;
+        had | self.0.load(Acquire) & !PENDING
     }
 
     /// We own the pending bit: wait for the holder, then turn pending into locked.
