@@ -93,6 +93,11 @@ impl Installer {
         Self { allowed }
     }
 
+    /// Whether anything may be fetched.
+    pub fn may_fetch(&self) -> bool {
+        self.allowed
+    }
+
     /// Refreshes the package lists, where installing is allowed.
     pub fn refresh(&self) -> Result<()> {
         if !self.allowed || !have_apt() {
@@ -278,7 +283,12 @@ pub fn plan(
 
 /// A source file for the backports, from a configured one that has the release itself.
 fn backports(text: &str, codename: &str) -> Option<(String, String)> {
-    let suite = format!("{codename}-backports");
+    derived(text, codename, &format!("{codename}-backports"))
+}
+
+/// A source file for `suite`, from a configured one that has the release `codename`.
+pub fn derived(text: &str, codename: &str, suite: &str) -> Option<(String, String)> {
+    let name = suite.rsplit('-').next().unwrap_or(suite);
     for paragraph in text.split("\n\n") {
         let lines = paragraph
             .lines()
@@ -296,7 +306,7 @@ fn backports(text: &str, codename: &str) -> Option<(String, String)> {
                 l if field(l, "Components") => "Components: main\n".to_string(),
                 l => format!("{l}\n"),
             });
-            return Some(("tine-backports.sources".into(), changed.collect()));
+            return Some((format!("tine-{name}.sources"), changed.collect()));
         }
     }
     let one_line = text.lines().find(|l| {
@@ -305,7 +315,7 @@ fn backports(text: &str, codename: &str) -> Option<(String, String)> {
     })?;
     let (before, _) = one_line.split_once(&format!(" {codename} "))?;
     Some((
-        "tine-backports.list".into(),
+        format!("tine-{name}.list"),
         format!("{before} {suite} main\n"),
     ))
 }

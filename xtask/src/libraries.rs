@@ -43,6 +43,13 @@ pub fn needed(program: &Path) -> Result<BTreeMap<String, PathBuf>> {
         found.insert(interpreter.trim_start_matches('/').into(), path);
     }
     let mut open = wants.libraries;
+    // musl's interpreter is its library too; Debian's file of this name is a linker's script.
+    if wants
+        .interpreter
+        .is_some_and(|name| name.contains("/ld-musl-"))
+    {
+        open.retain(|name| name != "libc.so");
+    }
     while let Some(name) = open.pop() {
         let guest = format!("{}/{name}", &DIRECTORIES[0][1..]);
         if found.contains_key(&guest) {

@@ -7,7 +7,7 @@
 //! # Mechanism
 //! [`toolchain`] and [`emulator`] find what there is and install what is missing through [`apt`]; [`build`] makes the
 //! kernel and [`initramfs`] the files; [`topology`] describes machines; [`boot`] writes QEMU's words, [`run`] watches
-//! it, [`console`] names the functions in backtraces, [`records`] makes tables. [`mod@test`], [`check`], [`tidy`] and
+//! it, [`console`] names the functions in backtraces, [`records`] makes tables. [`compare`] boots Linux beside Tine. [`mod@test`], [`check`], [`tidy`] and
 //! [`doctor`] are commands of their own.
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ mod boot;
 mod build;
 mod c2c;
 mod check;
+mod compare;
 mod console;
 mod doctor;
 mod emulator;
@@ -73,6 +74,8 @@ enum Command {
     Bench(Box<bench::Options>),
     /// Show results: tables here, and plots on one page of HTML.
     Report(report::Options),
+    /// Run the same programs on Debian's Linux and on Tine, in the same QEMU, and compare.
+    Compare(compare::Options),
     /// Run the tests of every crate on the host, then the scenarios under QEMU.
     Test(test::Options),
     /// Say what is installed, what is missing, and the line that gets it.
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Strace(traced) => qemu::strace(traced, &installer),
         Command::Bench(options) => bench::command(options, &installer),
         Command::Report(options) => report::command(options),
+        Command::Compare(options) => compare::command(options, &installer),
         Command::Test(options) => test::command(options, &installer),
         Command::Doctor => doctor::command(),
         Command::Check => check::command(&installer),

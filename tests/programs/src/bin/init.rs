@@ -4,6 +4,9 @@
 //! which prints its own checks. The machine ends well (power off) if every program exited with 0;
 //! otherwise init exits with the first failure's code, which ends the machine badly. Where it is not
 //! process 1 it only exits, and looks for programs beside itself.
+//!
+//! As process 1 it says at which tick of the time-stamp counter it began, and mounts /proc and /dev where the kernel has
+//! not: Linux leaves that to its first process.
 #![no_std]
 #![no_main]
 
@@ -129,7 +132,28 @@ fn programs(args: &Args) -> i32 {
     first
 }
 
+/// What Linux leaves to its first process; here it is there already.
+fn mount_what_is_missing() {
+    let begun = rt::time::cycles();
+    Line::new().text("init: begins at ").dec(begun as i64).end();
+    let present = |path: &CStr| sys!(ACCESS, path.as_ptr(), 0) == 0;
+    let mounts = [
+        (c"/proc", c"/proc/self", c"proc"),
+        (c"/dev", c"/dev/null", c"devtmpfs"),
+    ];
+    for (directory, member, kind) in mounts {
+        if !present(member) {
+            sys!(MKDIR, directory.as_ptr(), 0o755);
+            let what = kind.as_ptr();
+            sys!(MOUNT, what, directory.as_ptr(), what, 0, 0);
+        }
+    }
+}
+
 fn main(args: &Args) -> i32 {
+    if getpid() == 1 {
+        mount_what_is_missing();
+    }
     let code = programs(args);
     // Orphans that have ended already; the others end with the machine.
     while sys!(WAIT4, -1isize, 0, rt::abi::WNOHANG, 0) > 0 {}

@@ -26,18 +26,31 @@ pub const BENCHES: &[Bench] = &[
     bench("thread_mmap", 50, 10, thread_with_stack),
     bench("fork_64_threads_exit_group", 2, 4, many_threads),
     bench("newpid_exit_wait", 20, 5, newpid),
-    bench("fork_depth_1", 10, 5, |_, n| at_depth(n, 1)),
-    bench("fork_depth_8", 10, 5, |_, n| at_depth(n, 8)),
-    bench("fork_depth_31", 10, 5, |_, n| at_depth(n, 31)),
-    bench("readdir_proc", 500, 2, |_, n| in_proc(n, list_proc)),
-    heavy("readdir_proc_10000", 10_000, 1, |_, n| {
-        in_proc(n, list_proc)
+    bench("fork_depth_1", 10, 5, |_, n| at_depth(n, 1, fork_exit_wait)),
+    bench("fork_depth_8", 10, 5, |_, n| at_depth(n, 8, fork_exit_wait)),
+    bench("fork_depth_16", 10, 5, |_, n| {
+        at_depth(n, 16, fork_exit_wait)
     }),
+    bench("fork_depth_31", 10, 5, |_, n| {
+        at_depth(n, 31, fork_exit_wait)
+    }),
+    bench("thread_depth_0", 10, 5, |_, n| at_depth(n, 0, threads)),
+    bench("thread_depth_8", 10, 5, |_, n| at_depth(n, 8, threads)),
+    bench("thread_depth_31", 10, 5, |_, n| at_depth(n, 31, threads)),
+    bench("kill_init_of_100", 1, 4, kill_init),
+    bench("set_tid", 20, 5, set_tid),
+    bench("pidfd_open", 200, 5, |_, n| {
+        let me = process::getpid();
+        time(n, |_| {
+            sys!(CLOSE, sys!(PIDFD_OPEN, me, 0));
+        })
+    }),
+    bench("readdir_proc", 500, 2, |_, n| in_proc(n, list_proc)),
     bench("read_proc_stat", 200, 2, |_, n| in_proc(n, read_stats)),
 ];
 
 /// Runs `body` while there are `n` more processes, whose pids it gets.
-fn in_proc(n: u32, body: fn(&[i32], u32) -> u64) -> u64 {
+pub fn in_proc(n: u32, body: impl FnOnce(&[i32], u32) -> u64) -> u64 {
     let at = map(n as usize * 4 / PAGE + 1);
     if at == 0 {
         return FAILED;
@@ -65,7 +78,7 @@ fn in_proc(n: u32, body: fn(&[i32], u32) -> u64) -> u64 {
 }
 
 /// One listing of /proc; an operation is an entry.
-fn list_proc(_: &[i32], n: u32) -> u64 {
+pub fn list_proc(_: &[i32], n: u32) -> u64 {
     let dir = sys!(OPEN, c"/proc".as_ptr(), O_RDONLY | O_DIRECTORY, 0);
     let (mut buf, mut bytes, mut failed) = ([0u8; 32768], 0, false);
     let cycles = time(1, |_| {
@@ -88,7 +101,7 @@ fn list_proc(_: &[i32], n: u32) -> u64 {
 }
 
 /// Opens, reads and closes each process's stat, as ps does.
-fn read_stats(pids: &[i32], n: u32) -> u64 {
+pub fn read_stats(pids: &[i32], n: u32) -> u64 {
     let mut failed = false;
     let mut buf = [0u8; 1024];
     let cycles = time(n, |i| {
@@ -119,11 +132,13 @@ fn once() -> bool {
     sys!(WAIT4, pid, 0, 0, 0) == pid
 }
 
-fn fork_exit_wait(n: u32) -> u64 {
+pub fn fork_exit_wait(n: u32) -> u64 {
     let mut fine = true;
     let cycles = time(n, |_| fine &= once());
     if fine { cycles } else { FAILED }
 }
+
+const MADV_NOHUGEPAGE: usize = 15;
 
 /// The parent has `pages` touched anonymous pages.
 fn with_pages(n: u32, pages: usize) -> u64 {
@@ -131,6 +146,8 @@ fn with_pages(n: u32, pages: usize) -> u64 {
     if at == 0 {
         return FAILED;
     }
+    // Pages are what this is about, not huge ones.
+    sys!(MADVISE, at, pages * PAGE, MADV_NOHUGEPAGE);
     touch(at, pages);
     let cycles = fork_exit_wait(n);
     unmap(at, pages);
@@ -292,14 +309,7 @@ extern "C" fn end(_: usize) -> i32 {
 
 /// A thread on a stack that is used again.
 fn thread(_: &Context, n: u32) -> u64 {
-    let thread = Thread::new();
-    let mut fine = true;
-    let cycles = time(n, |_| {
-        fine &= thread.start(end, 0) > 0;
-        thread.join();
-    });
-    thread.free();
-    if fine { cycles } else { FAILED }
+    threads(n)
 }
 
 /// The same with mmap and munmap of the stack.
@@ -351,13 +361,78 @@ fn newpid(_: &Context, n: u32) -> u64 {
     if fine { cycles } else { FAILED }
 }
 
-/// fork, exit and wait in a pid namespace `depth` levels down. The cycles come back through a page.
-fn at_depth(n: u32, depth: u32) -> u64 {
+/// Threads, one after another, on a stack that is used again.
+fn threads(n: u32) -> u64 {
+    let thread = Thread::new();
+    let mut fine = true;
+    let cycles = time(n, |_| {
+        fine &= thread.start(end, 0) > 0;
+        thread.join();
+    });
+    thread.free();
+    if fine { cycles } else { FAILED }
+}
+
+/// The end of a namespace: its first process is killed and with it 100 others, until the first is reaped.
+fn kill_init(_: &Context, n: u32) -> u64 {
+    const MEMBERS: usize = 100;
+    let (mut cycles, mut fine) = (0, true);
+    for _ in 0..n {
+        let mut ready = [-1i32; 2];
+        sys!(PIPE, sys::at_mut(&mut ready));
+        let init = sys!(CLONE, CLONE_NEWPID | SIGCHLD as usize, 0, 0, 0, 0);
+        if init == 0 {
+            for _ in 0..MEMBERS {
+                fork(|| {
+                    loop {
+                        sys!(PAUSE);
+                    }
+                });
+            }
+            sys!(WRITE, ready[1], c"x".as_ptr(), 1);
+            loop {
+                sys!(PAUSE);
+            }
+        }
+        let mut byte = 0u8;
+        fine &= sys!(READ, ready[0], sys::at_mut(&mut byte), 1) == 1;
+        // All members are asleep.
+        (0..3 * MEMBERS).for_each(|_| drop(sys!(SCHED_YIELD)));
+        cycles += time(1, |_| {
+            rt::signal::kill(init, SIGKILL);
+            fine &= wait(init) == End::Signal(SIGKILL);
+        });
+        ready.iter().for_each(|fd| drop(sys!(CLOSE, *fd)));
+    }
+    if fine { cycles } else { FAILED }
+}
+
+/// clone3 of a child with a number of our choice, its end and wait.
+fn set_tid(_: &Context, n: u32) -> u64 {
+    // `struct clone_args`: exit_signal is word 4, set_tid word 8, set_tid_size word 9.
+    let mut args = [0u64; 11];
+    let tids = [20_001i32];
+    args[4] = SIGCHLD as u64;
+    args[8] = at(&tids) as u64;
+    args[9] = 1;
+    let mut fine = true;
+    let cycles = time(n, |_| {
+        let pid = sys!(CLONE3, at(&args), size_of_val(&args));
+        if pid == 0 {
+            sys!(EXIT_GROUP, 0);
+        }
+        fine &= pid == 20_001 && sys!(WAIT4, pid, 0, 0, 0) == pid;
+    });
+    if fine { cycles } else { FAILED }
+}
+
+/// `body` in a pid namespace `depth` levels down. The cycles come back through a page.
+fn at_depth(n: u32, depth: u32, body: fn(u32) -> u64) -> u64 {
     let page = sys!(MMAP, 0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, -1isize, 0);
     if page < 0 {
         return FAILED;
     }
-    let ended = descend(depth, n, page as *mut u64);
+    let ended = descend(depth, n, body, page as *mut u64);
     // SAFETY: a shared page whose writer has ended.
     let cycles = unsafe { (page as *const u64).read_volatile() };
     sys!(MUNMAP, page, PAGE);
@@ -368,9 +443,9 @@ fn at_depth(n: u32, depth: u32) -> u64 {
     }
 }
 
-fn descend(depth: u32, n: u32, result: *mut u64) -> End {
+fn descend(depth: u32, n: u32, body: fn(u32) -> u64, result: *mut u64) -> End {
     if depth == 0 {
-        let cycles = fork_exit_wait(n);
+        let cycles = body(n);
         // SAFETY: the shared page of `at_depth`.
         unsafe { result.write_volatile(cycles) };
         return End::Exit(0);
@@ -380,7 +455,7 @@ fn descend(depth: u32, n: u32, result: *mut u64) -> End {
             return 1;
         }
         // The namespace begins with the next child, which stays its first process.
-        match in_child(|| i32::from(descend(depth - 1, n, result) != End::Exit(0))) {
+        match in_child(|| i32::from(descend(depth - 1, n, body, result) != End::Exit(0))) {
             End::Exit(code) => code,
             _ => 1,
         }
