@@ -1,8 +1,6 @@
 //! One boot of a sweep: its name, its words for the kernel, the line that makes it; and which boots are wanted.
 
-use super::matrix::{
-    ARRIVAL, BENCHMARKS, BOOT, COMMON_AXES, DETAIL, Kind, Sweep, benchmark, list, takes,
-};
+use super::matrix::{BENCHMARKS, BOOT, COMMON_AXES, DETAIL, Kind, Sweep, benchmark, list, takes};
 use crate::topology::Name;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -60,12 +58,7 @@ impl Cell {
         };
         match (self.mode, benchmark.ops[self.mode as usize]) {
             (_, 0) => {
-                let window = self.window(benchmark.window);
-                let _ = write!(words, " window={window}");
-                let ramp = ARRIVAL * u64::from(self.cpus).pow(2);
-                if self.takes_long_to_queue() && ramp > window / 4 {
-                    let _ = write!(words, " ramp={ramp}");
-                }
+                let _ = write!(words, " window={}", self.window(benchmark.window));
             }
             (_, each) => {
                 let _ = write!(words, " ops={}", each * u64::from(self.cpus));
@@ -77,12 +70,6 @@ impl Cell {
         words
     }
 
-    /// Whether all CPUs hammer the word on which the head of the queue waits, until they are in the queue.
-    fn takes_long_to_queue(&self) -> bool {
-        let spin = |(word, value): &(String, String)| word == "lock" && value == "spin";
-        self.variants.iter().any(spin)
-    }
-
     /// Cycles enough for every CPU to have its turn several times, and no more than it takes to see that: a lock on
     /// which all spin takes longer per turn the more there are, a counter per CPU hardly any time.
     fn window(&self, (least, per_cpu): (u64, u64)) -> u64 {
@@ -90,8 +77,7 @@ impl Cell {
         let lock = self.variants.iter().find(|(word, _)| word == "lock");
         let (least, per_cpu) = match lock.map(|(_, value)| value.as_str()) {
             Some("tas" | "ticket" | "rw") => (least, 7 * (300 + 32 * cpus)),
-            Some("spin") => (least, 20_000),
-            Some("atomic" | "per-node") => (least, 10_000),
+            Some("spin" | "atomic" | "per-node") => (least, 10_000),
             Some("per-cpu") => (100_000, 0),
             _ if self.benchmark == "execl" => self.execl_window(),
             _ => (least, per_cpu),

@@ -99,8 +99,6 @@ const PIDS: &[&str] = &[
 /// Words that say where cycles went, and cost some themselves.
 pub(super) const DETAIL: &str = " phases=on lockstat=on";
 
-/// Cycles that the arrival of all CPUs at a queued lock takes, by the square of their number.
-pub(super) const ARRIVAL: u64 = 150;
 /// No window.
 const OPS_ONLY: (u64, u64) = (0, 0);
 
