@@ -22,13 +22,34 @@ const DIRECT_MAP: std::ops::Range<u64> = 0xffff_8880_0000_0000..0xffff_c880_0000
 const IMAGE: u64 = 0xffff_ffff_8000_0000;
 /// Bytes of a line.
 const LINE: u64 = 64;
+/// How the kernel names a place in a lock's queue.
+const QUEUE_NODE: &str = "queue node of";
 /// Code of these files says how, not who: the first caller outside them counts.
 const HELPERS: &[&str] = &["kernel/crates/ksync/", "/rustlib/src/", "/rustc/", "spin-"];
 
+/// A window's lines, with what was spun on the nodes of a lock's queue counted where the lock is: who waits in the queue
+/// has put itself there by a locked access to the lock's word, its last.
+fn without_queues(window: &Window) -> Vec<Line> {
+    let mut lines = window.lines.clone();
+    let places: BTreeMap<u64, usize> = lines.iter().enumerate().map(|(i, l)| (l.line, i)).collect();
+    for (node, line) in window.lines.iter().enumerate() {
+        if !line.name.as_ref().is_some_and(|n| n.contains(QUEUE_NODE)) {
+            continue;
+        }
+        for behind in &line.behind {
+            if let Some(&word) = places.get(&behind.line) {
+                lines[node].loss.spinning -= behind.cycles;
+                lines[word].loss.spinning += behind.cycles;
+            }
+        }
+    }
+    lines
+}
+
 /// The dearest lines of all windows, those of one object of the image or of one function's objects together.
 pub fn contended(simulation: &Simulation, symbols: &mut Symbols) -> Vec<Contended> {
-    let lines = simulation.windows.iter().flat_map(|w| &w.lines);
-    let mut lines = merged(lines, symbols, |line| line.loss.cycles() > 0);
+    let lines: Vec<Line> = simulation.windows.iter().flat_map(without_queues).collect();
+    let mut lines = merged(&lines, symbols, |line| line.loss.cycles() > 0);
     lines.truncate(KEPT);
     lines
 }
@@ -115,7 +136,9 @@ fn print_window(window: &Window, symbols: &mut Symbols) {
         grouped(all),
         share(lost, all)
     );
-    let lines = merged(&window.lines, symbols, |line| line.loss.cycles() > 0);
+    let lines = merged(&without_queues(window), symbols, |line| {
+        line.loss.cycles() > 0
+    });
     let head = [
         "waiting",
         "cycles",
@@ -277,6 +300,7 @@ mod tests {
                 conflict: true,
                 loss: Loss::default(),
                 code: vec![],
+                behind: vec![],
                 name: name.map(str::to_string),
             };
             what(&mut none, &line)

@@ -163,6 +163,15 @@ pub struct Code {
     pub loss: Loss,
 }
 
+/// A line that CPUs had touched last by a locked access when they spun on another.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct Behind {
+    /// Its physical address.
+    pub line: u64,
+    /// For how many cycles they spun.
+    pub cycles: u64,
+}
+
 /// A line of memory in a window.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Line {
@@ -183,6 +192,8 @@ pub struct Line {
     pub loss: Loss,
     /// By which code, most first.
     pub code: Vec<Code>,
+    /// Of the cycles spun, those by CPUs whose last locked access was to another line.
+    pub behind: Vec<Behind>,
     /// What lies there, if the guest said.
     #[serde(skip)]
     pub name: Option<String>,
@@ -312,7 +323,7 @@ mod tests {
     const WINDOW: &str = "{\"window\":0,\"cpus\":2,\"cycles\":500,\"breaks\":0,\"lines\":1,\"conflicts\":1,\"misses\":2,\
         \"fetching\":310,\"spinning\":5}\n\
         {\"line\":128,\"address\":64,\"readers\":1,\"writers\":2,\"nodes\":1,\"conflict\":true,\"misses\":2,\"fetching\":310,\
-        \"spinning\":5,\"code\":[{\"at\":16,\"misses\":2,\"fetching\":310,\"spinning\":5}]}\n\
+        \"spinning\":5,\"code\":[{\"at\":16,\"misses\":2,\"fetching\":310,\"spinning\":5}],\"behind\":[{\"line\":128,\"cycles\":5}]}\n\
         {\"name\":\"task +0x40\",\"line\":128}\n";
     const END: &str = "{\"end\":true,\"windows\":1,\"cycles\":9,\"switches\":7,\"breaks\":0,\"intruders\":0,\"quiet\":true}\n";
 

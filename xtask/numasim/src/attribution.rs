@@ -98,6 +98,9 @@ impl LineLoss {
 pub struct Attribution {
     lines: HashMap<u64, LineLoss>,
     by_code: HashMap<(u64, u64), Loss>,
+    /// Cycles spun on a line by CPUs whose last locked access was to another one: to the word of a lock, say, on
+    /// whose queue they then wait.
+    behind: HashMap<(u64, u64), u64>,
 }
 
 impl Attribution {
@@ -110,6 +113,7 @@ impl Attribution {
     pub fn clear(&mut self) {
         self.lines.clear();
         self.by_code.clear();
+        self.behind.clear();
     }
 
     /// `cpu` read or wrote `line`, for the first time since it lost it.
@@ -144,8 +148,11 @@ impl Attribution {
         );
     }
 
-    /// `code` spun for `cycles` on `line`.
-    pub fn spin(&mut self, line: u64, code: u64, cycles: u64) {
+    /// `code` spun for `cycles` on `line`, after a locked access to the line `after`.
+    pub fn spin(&mut self, line: u64, after: Option<u64>, code: u64, cycles: u64) {
+        if let Some(other) = after.filter(|other| *other != line) {
+            *self.behind.entry((line, other)).or_default() += cycles;
+        }
         self.add(
             line,
             code,
@@ -202,6 +209,18 @@ impl Attribution {
         all
     }
 
+    /// The lines behind which each was spun on, and for how many cycles, most first.
+    pub fn behind_line(&self) -> BTreeMap<u64, Vec<(u64, u64)>> {
+        let mut all: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
+        for ((line, other), cycles) in &self.behind {
+            all.entry(*line).or_default().push((*other, *cycles));
+        }
+        for others in all.values_mut() {
+            others.sort_by_key(|(other, cycles)| (core::cmp::Reverse(*cycles), *other));
+        }
+        all
+    }
+
     /// Everything lost.
     pub fn total(&self) -> Loss {
         let sum = |f: fn(&Loss) -> u64| self.lines.values().map(|l| f(&l.loss)).sum();
@@ -236,8 +255,11 @@ mod tests {
         a.touch(9, 2, false, 0x90);
         assert_eq!(a.conflicts(), 1, "8 has one CPU, 9 no writer");
         a.miss(7, 0x10, 100);
-        a.spin(7, 0x20, 900);
+        a.spin(7, Some(8), 0x20, 800);
+        a.spin(7, Some(7), 0x20, 60);
+        a.spin(7, None, 0x20, 40);
         a.miss(8, 0x10, 5);
+        assert_eq!(a.behind_line()[&7], [(8, 800)], "its own line is no other");
         let lines = a.lines();
         assert_eq!((lines[0].0, lines[0].1.address), (7, 0x70));
         assert_eq!(
@@ -255,5 +277,6 @@ mod tests {
         assert_eq!(a.total().cycles(), 1005);
         a.clear();
         assert_eq!((a.lines().len(), a.total()), (0, Loss::default()));
+        assert!(a.behind_line().is_empty());
     }
 }

@@ -96,6 +96,8 @@ struct Cpu {
     /// The lines missed last, one per stream.
     streams: [u64; STREAMS],
     next_stream: usize,
+    /// The line of the last locked access.
+    last_locked: Option<u64>,
 }
 
 /// All caches and the directory.
@@ -118,6 +120,7 @@ impl Model {
             store_buffer: StoreBuffer::new(config.costs.store_buffer as usize),
             streams: [u64::MAX - 1; STREAMS],
             next_stream: 0,
+            last_locked: None,
         });
         let cpus = cpus.collect();
         let pages = vec![None; (config.memory_end() >> 12) as usize];
@@ -158,10 +161,11 @@ impl Model {
         ((line / PAGE_LINES) as usize) < self.pages.len()
     }
 
-    /// `code` spun for `cycles` on `line`.
-    pub fn spun(&mut self, line: u64, code: u64, cycles: u64) {
+    /// `cpu` spun for `cycles` on `line`, in `code`.
+    pub fn spun(&mut self, cpu: usize, line: u64, code: u64, cycles: u64) {
         if self.measuring {
-            self.attribution.spin(line, code, cycles);
+            let after = self.cpus[cpu].last_locked;
+            self.attribution.spin(line, after, code, cycles);
         }
     }
 
@@ -184,6 +188,7 @@ impl Model {
         };
         if entry & needed == needed && entry >> tag::SHIFT == wanted {
             if kind == Kind::Locked {
+                self.cpus[cpu].last_locked = Some(line);
                 return self.locked_hit(cpu, now);
             }
             return Charge::default();
@@ -220,6 +225,9 @@ impl Model {
         let entry = self.cpus[cpu].tags[index];
         let have = entry & tag::VALID != 0 && entry >> tag::SHIFT == wanted;
         let writes = kind != Kind::Read;
+        if kind == Kind::Locked {
+            self.cpus[cpu].last_locked = Some(line);
+        }
         let seen = if writes { tag::WRITTEN } else { tag::READ };
         if self.measuring {
             self.attribution.touch(line, cpu, writes, by.1);

@@ -9,7 +9,7 @@ use std::fmt::Write;
 const LINES: usize = 400;
 /// Lines that the guest is asked about.
 const QUESTIONS: usize = 4000;
-/// Places in the code named for each line.
+/// Places in the code named for each line, and lines behind which it was spun on.
 const CODES: usize = 6;
 
 /// A window that is over.
@@ -46,6 +46,7 @@ impl Window<'_> {
             loss(&total)
         );
         let code = self.attribution.code_by_line();
+        let behind = self.attribution.behind_line();
         for (line, entry) in self.chosen() {
             let _ = write!(
                 out,
@@ -62,6 +63,13 @@ impl Window<'_> {
             for (number, (address, l)) in codes.enumerate() {
                 let comma = if number > 0 { "," } else { "" };
                 let _ = write!(out, "{comma}{{\"at\":{address},{}}}", loss(l));
+            }
+            out.push_str("],\"behind\":[");
+            let others = behind.get(&line).into_iter().flatten().take(CODES);
+            for (number, (other, cycles)) in others.enumerate() {
+                let comma = if number > 0 { "," } else { "" };
+                let other = other << LINE_SHIFT;
+                let _ = write!(out, "{comma}{{\"line\":{other},\"cycles\":{cycles}}}");
             }
             out.push_str("]}\n");
         }
@@ -149,6 +157,7 @@ mod tests {
         a.miss(1, 0x10, 110);
         a.touch(2, 1, true, 0x80);
         a.miss(2, 0x20, 200);
+        a.spin(2, Some(1), 0x20, 0);
         let mut text = String::new();
         let window = Window {
             number: 3,
@@ -170,6 +179,7 @@ mod tests {
         assert!(
             lines[1].starts_with("{\"line\":128,\"address\":128,")
                 && lines[1].contains("\"at\":32")
+                && lines[1].ends_with("\"behind\":[{\"line\":64,\"cycles\":0}]}")
         );
         assert!(lines[2].contains("\"readers\":1,\"writers\":1,\"nodes\":2,\"conflict\":true"));
         assert_eq!(lines[3], "{\"name\":\"task +0x40\",\"line\":64}");

@@ -50,6 +50,8 @@ pub struct Grant {
 /// A CPU that a write or an interrupt took out of its spinning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Woken {
+    /// Its number.
+    pub cpu: usize,
     /// The line it read.
     pub line: u64,
     /// The code that spun.
@@ -199,6 +201,7 @@ impl Token {
         let wakes = spin::wakes_at(slept, clock, period);
         self.make_ready(cpu, wakes);
         Woken {
+            cpu,
             line,
             code,
             cycles: wakes - slept,
@@ -377,6 +380,7 @@ mod tests {
         assert_eq!(
             woken,
             [Woken {
+                cpu: 0,
                 line: 7,
                 code: 0xc0de,
                 cycles: 80

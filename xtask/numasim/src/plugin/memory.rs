@@ -93,7 +93,7 @@ pub(super) fn wake_line(w: &World, own: &Own, line: u64, now: u64) {
 
 pub(super) fn note_spin(w: &World, woken: Woken) {
     // SAFETY: called with the token, and the caller keeps no reference to the model across it.
-    unsafe { w.model() }.spun(woken.line, woken.code, woken.cycles);
+    unsafe { w.model() }.spun(woken.cpu, woken.line, woken.code, woken.cycles);
 }
 
 pub(super) extern "C" fn plain_access(cpu: u32, info: u32, address: u64, code: *mut c_void) {
@@ -132,7 +132,7 @@ pub(super) extern "C" fn spin_pause(cpu: u32, code: *mut c_void) {
         own.pass(model.config().costs.pause);
         let (now, turned) = (own.clock(), own.detector().turned());
         if let Some(line) = own.detector().turn(now) {
-            model.spun(line, code as u64, now - turned);
+            model.spun(cpu as usize, line, code as u64, now - turned);
             if model.wait_for(cpu as usize, line) {
                 let period = own.detector().period();
                 let mut shared = w.lock();
