@@ -80,9 +80,18 @@ impl Cell {
             Some("spin" | "atomic" | "per-node") => (least, 10_000),
             Some("per-cpu") => (100_000, 0),
             _ if self.benchmark == "execl" => self.execl_window(),
+            _ if self.loops_over_cpus() => (10_000_000, 100_000),
             _ => (least, per_cpu),
         };
         (cpus * per_cpu).max(least) * self.stretch
+    }
+
+    /// Whether each new address space writes a word or more of every possible CPU's.
+    fn loops_over_cpus(&self) -> bool {
+        let loops = |(word, value): &(String, String)| {
+            word == "mm" && ["separate", "merged", "uninit"].contains(&value.as_str())
+        };
+        self.benchmark == "mm" && self.variants.iter().any(loops)
     }
 
     /// An exec under a lock that all share takes a hundred times as long as one without.
