@@ -122,6 +122,7 @@ static HOOKS: Hooks = Hooks {
     unmap_mapping: |space, first, last, even_cow| {
         mm::unmap_mapping_range(space, first, last, even_cow)
     },
+    reclaim: mm::reclaim_for_retry,
     console: &CONSOLE,
     fill_random: crate::random::fill,
 };

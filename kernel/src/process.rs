@@ -38,7 +38,12 @@ pub fn kernel_clone(args: &CloneArgs, regs: &PtRegs, at: &CloneRegs) -> Result<i
         return Err(Errno::EPERM);
     }
     crate::syscall::may_fork()?;
-    let new = task::fork::copy_process(&cur, args)?;
+    let new = match task::fork::copy_process(&cur, args) {
+        Err(TaskError::NoMemory) if mm::reclaim_for_retry() => {
+            task::fork::copy_process(&cur, args)?
+        }
+        result => result?,
+    };
     let files = if args.flags & clone::PIDFD != 0 {
         cur.files.lock().clone()
     } else {
@@ -263,7 +268,11 @@ fn load_program(task: &Task, path: &[u8], args: ExecArgs) -> Result<(Loaded, [u8
         None => None,
     };
     let interpreter = interpreter.as_ref().map(|i| i as &dyn Image);
-    let loaded = task::exec::load(&image, interpreter, &args, path, &aux_info())?;
+    let load = || task::exec::load(&image, interpreter, &args, path, &aux_info());
+    let loaded = match load() {
+        Err(TaskError::NoMemory) if mm::reclaim_for_retry() => load()?,
+        result => result?,
+    };
     let base = path.rsplit(|&b| b == b'/').next().unwrap_or(path);
     let mut name = [0u8; 16];
     let len = base.len().min(15);

@@ -40,6 +40,8 @@ impl Snapshot {
         // period waits for the one, the second for the other.
         ksync::rcu::synchronize();
         ksync::rcu::synchronize();
+        // Pages that can be had again come back with the next fault: how many there are is chance.
+        ::mm::reclaim_pages(usize::MAX);
         // The first drop may queue the next (a task's pid, the pid's namespace): a few rounds reach the chain's end.
         for _ in 0..4 {
             ksync::rcu::barrier();

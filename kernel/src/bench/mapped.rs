@@ -1,13 +1,14 @@
 //! What the benchmarks of file mappings share: mapping a file, processes that hold mappings, and walks at a stated rate.
 //!
 //! A [`Walker`] belongs to the first worker. Once per `period=` cycles it does what `walk=` names with all mappings of
-//! the file, and times that (of a migration the walk alone, not the grace period before it); so it shows both how long
-//! a walk waits for mutators, and, in the figures of the others, how long they wait for it. In `bench=mmap` it
+//! the file, and times that (of a migration the walk alone, not the grace period before it, which does not end in a
+//! simulation, where no clock ticks: there the page is unmapped everywhere and stays); so it shows both how long a walk
+//! waits for mutators, and, in the figures of the others, how long they wait for it. In `bench=mmap` it
 //! interrupts that worker's operations; in `bench=execl`, whose operations can take longer than a period, it is all
 //! that the first worker does.
 
 use crate::errno::Errno;
-use crate::params;
+use crate::params::{self, ModeWord};
 use crate::process;
 use crate::syscall::memory::current_mm;
 use alloc::boxed::Box;
@@ -212,11 +213,14 @@ impl Walker {
         };
         let node = (page.node() + 1) % ksync::arch::nr_node_ids();
         page.put();
-        let unmap = || {
+        let mut unmap = || {
             let start = get_cycles();
             mm::unmap_mapping_range(file, pgoff, pgoff, false);
             self.took.record(get_cycles() - start);
         };
+        if params::get().mode == ModeWord::Numasim {
+            return unmap();
+        }
         // One that somebody holds for the moment has been walked for too.
         let moved = file.replace_page(pgoff, node, unmap).is_ok();
         self.moved += u64::from(moved);

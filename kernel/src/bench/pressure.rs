@@ -154,8 +154,9 @@ impl Benchmark for Pressure {
     fn verify(&self) -> Result<(), String> {
         let (refused, lost) = (self.refused.load(Relaxed), self.children_lost.load(Relaxed));
         let (calls, pages) = slab::pressure_counts();
+        let clean = rmap::reclaim::nr_reclaimed();
         println!(
-            "pressure: {} forks, {} execs, {refused} operations refused, {lost} children lost, {pages} pages reclaimed by {calls} calls",
+            "pressure: {} forks, {} execs, {refused} operations refused, {lost} children lost, {pages} pages reclaimed by {calls} calls, {clean} clean pages of files given back",
             Stat::nr_forks.sum(),
             Stat::nr_execs.sum()
         );

@@ -14,6 +14,7 @@
 //!     meminfo, sys    Static          tables in `system` and `sysctl`
 //!     123             Process         `process`
 //!       stat, maps
+//!       rmap          who maps the files that this process maps
 //!       task/124      Process (of a thread)
 //!       fd/5          Fd              leads to the open file itself
 //! ```
@@ -24,6 +25,7 @@
 //! one lock at a time while they make text, and none while it is copied to the user; `maps` holds `mmap_lock` for read.
 
 mod process;
+mod rmap;
 mod sysctl;
 mod system;
 

@@ -161,7 +161,7 @@ pub fn get_mempolicy(regs: &mut PtRegs) -> SysResult {
     Ok(0)
 }
 
-/// msync, mlock and munlock: all memory is resident and nothing is written back.
+/// mlock and munlock: the pages of files of the archive may go, and come back; all other memory is resident.
 pub fn resident(regs: &mut PtRegs) -> SysResult {
     let (start, len) = (regs.arg::<0>() & !4095, regs.arg::<1>());
     let end = start.checked_add(len).ok_or(Errno::EINVAL)?;
@@ -184,7 +184,12 @@ pub fn msync(regs: &mut PtRegs) -> SysResult {
     {
         return Err(Errno::EINVAL);
     }
-    resident(regs)
+    resident(regs)?;
+    if flags & MS_SYNC != 0 {
+        let mm = crate::sched::current_ref().mm_user().ok_or(Errno::ENOMEM)?;
+        mm.sync_range(regs.arg::<0>(), regs.arg::<1>());
+    }
+    Ok(0)
 }
 
 /// times: clock ticks since boot, and CPU time.

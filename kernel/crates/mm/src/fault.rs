@@ -34,7 +34,7 @@ use crate::rss::RssKind;
 use crate::tree::MmTree;
 use crate::vma::{VmFlags, VmaPtr};
 use crate::zap::rss_kind;
-use crate::{STACK_GUARD_GAP, TASK_SIZE, interleave};
+use crate::{STACK_GUARD_GAP, TASK_SIZE, interleave, planted};
 use ksync::{PAGE_SHIFT, PAGE_SIZE, arch};
 use page_alloc::{Gfp, OutOfMemory, PageRef, alloc_page};
 use rmap::{AddressSpace, FillError};
@@ -119,6 +119,7 @@ impl Mm {
     #[cold]
     pub(crate) fn after_stop(&self, stop: Stop, addr: usize) -> Result<(), FaultError> {
         match stop {
+            Stop::Error(FaultError::Oom) if crate::reclaim_for_retry() => Ok(()),
             Stop::Error(e) => Err(e),
             Stop::Retry => {
                 arch::cpu_relax();
@@ -237,8 +238,13 @@ impl Mm {
     /// A write to a present entry without RW.
     fn write_protected(&self, v: VmaPtr, slot: Slot, old: Pte, addr: usize) -> Result<(), Stop> {
         if v.is_shared() {
-            slot.cas(old, old.mkwrite());
-            return Ok(());
+            return match &v.file {
+                Some(file) if file.tracks_writes() => page_mkwrite(file, slot, old),
+                _ => {
+                    slot.cas(old, old.mkwrite());
+                    Ok(())
+                }
+            };
         }
         if old.is_special() {
             self.new_anon(v, slot, old)?;
@@ -361,7 +367,8 @@ impl Mm {
     /// Maps the page at `addr` of a file, and its neighbours that are cached.
     fn map_file(&self, v: VmaPtr, file: &AddressSpace, t1: Table, addr: usize) -> Result<(), Stop> {
         let mut bits = v.prot.get();
-        if v.is_shared() {
+        // Where writes are noticed, the first one faults (INV-DIRTY-1).
+        if v.is_shared() && !file.tracks_writes() {
             bits |= v.write_bits();
         }
         if v.flags().contains(VmFlags::SHMEM) {
@@ -408,6 +415,30 @@ impl Mm {
             self.undo(slot, pte, addr)
         }
     }
+}
+
+/// Makes `old`, an entry of a shared mapping, writable, and says that its page is written (INV-DIRTY-1). The reference
+/// tells reclaim and cleaning that somebody is at it: whoever counts after we let go sees the mark.
+#[cold]
+fn page_mkwrite(file: &AddressSpace, slot: Slot, old: Pte) -> Result<(), Stop> {
+    let page = old.page();
+    if planted("nobody says that he writes") {
+        file.mark_dirty(page);
+        interleave("page held for writing");
+        slot.cas(old, old.mkwrite());
+        return Ok(());
+    }
+    if !page.try_get() {
+        return Err(Stop::Retry);
+    }
+    interleave("page held for writing");
+    // With the entry still there, the reference is one of the page we mean.
+    if slot.load() == old && slot.cas(old, old.mkwrite()) {
+        interleave("entry made writable");
+        file.mark_dirty(page);
+    }
+    page.put();
+    Ok(())
 }
 
 /// `addr` lies below the first area that ends after it.

@@ -13,15 +13,16 @@
 
 use crate::MmError;
 use crate::mm::Mm;
-use crate::pgtable::{Pte, for_ptes, walk_l1};
+use crate::pgtable::{L1_SHIFT, Pte, find_l1, for_ptes, index, walk_l1};
 use crate::vma::VmaPtr;
 use crate::zap::{Gather, zap_range};
 use core::convert::Infallible;
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering::SeqCst, fence};
 use kbench::Phase;
-use ksync::PAGE_SHIFT;
 use ksync::trace;
+use ksync::{MmId, PAGE_SHIFT, PAGE_SIZE, arch};
+use page_alloc::PageRef;
 use rmap::{AddressSpace, Adjust, FileRmap, Filler, MapNode, Resize};
 use slab::KArc;
 
@@ -218,8 +219,25 @@ pub(crate) fn new_shmem(len: usize) -> Result<KArc<AddressSpace>, MmError> {
 /// Protocol: first set the size and take the pages out of the cache (`AddressSpace::truncate`),
 /// then call this. May sleep; takes `i_mmap` and, under it, page table locks.
 pub fn unmap_mapping_range(file: &AddressSpace, first: u64, last: u64, even_cows: bool) {
+    unmap(file, first, last, |pte| even_cows || !pte.is_anon());
+}
+
+fn unmap(file: &AddressSpace, first: u64, last: u64, which: impl Fn(Pte) -> bool) {
     // INV-FAULT-2: between the caller's clearing of `mapping` and our reading of entries.
     fence(SeqCst);
+    for_each_mapping(file, first, last, |_, mm, start, end| {
+        zap_range(&mut Gather::new(mm), mm, start, end, &which);
+    });
+}
+
+/// Calls `f` with each area that shows pages of first..=last, its address space, and where these pages are there.
+/// `i_mmap` is held.
+fn for_each_mapping(
+    file: &AddressSpace,
+    first: u64,
+    last: u64,
+    mut f: impl FnMut(VmaPtr, &Mm, usize, usize),
+) {
     file.i_mmap().for_each_overlap(first, last, |node| {
         let Some(v) = VmaPtr::from_raw(node.owner().cast()) else {
             return;
@@ -229,16 +247,127 @@ pub fn unmap_mapping_range(file: &AddressSpace, first: u64, last: u64, even_cows
         let start = v.start() + ((from as usize) << PAGE_SHIFT);
         let end = v.start() + ((to as usize) << PAGE_SHIFT);
         // SAFETY: INV-VMA-3: the mm outlives the area's membership, which `i_mmap` holds now.
-        let mm = unsafe { v.mm.as_ref() };
+        f(v, unsafe { v.mm.as_ref() }, start, end);
+    });
+}
+
+/// Gives back up to `target` clean pages of files, wherever they are mapped; returns how many. Sleeps; takes what
+/// [`rmap::reclaim::shrink`] says.
+pub fn reclaim_pages(target: usize) -> usize {
+    rmap::reclaim::shrink(target, unmap_leaving)
+}
+
+/// For a caller that may sleep and was refused memory: gives back clean pages of files, unless memory is not what was
+/// missing; whether it is worth trying again. As [`reclaim_pages`].
+#[cold]
+pub fn reclaim_for_retry() -> bool {
+    /// Pages that nobody holds, beyond which there is memory.
+    const ENOUGH: usize = 64;
+    /// Pages given back at once.
+    const PAGES: usize = 128;
+    let in_buddies = |node| {
+        let stat = page_alloc::nr_free(node);
+        stat.free.saturating_sub(stat.on_lists)
+    };
+    let free: usize = (0..arch::nr_node_ids()).map(in_buddies).sum();
+    free < ENOUGH && reclaim_pages(PAGES) > 0
+}
+
+/// The walk of a reclaim: see [`rmap::reclaim`].
+pub fn unmap_leaving(file: &AddressSpace, first: u64, last: u64) {
+    unmap(file, first, last, |pte| {
+        !pte.is_anon() && rmap::reclaim::is_leaving(pte.page())
+    });
+}
+
+/// Makes pages first..=last of `file` clean where they can be: takes the write permission from all shared mappings, so
+/// that the next write is noticed, and compares with the archive ([`rmap::reclaim`]). Returns how many stay dirty.
+/// Sleeps; takes `i_mmap`, and under it page table locks.
+pub fn clean_mapping_range(file: &AddressSpace, first: u64, last: u64) -> usize {
+    let (mut at, mut dirty) = (first, 0);
+    while let Some(pgoff) = file.next_dirty(at, last) {
+        let clean = file.clean_page(pgoff, |page| write_protect(file, pgoff, page));
+        dirty += usize::from(!clean);
+        at = pgoff + 1;
+    }
+    dirty
+}
+
+/// Takes the write permission from all entries of `page`, at `pgoff` of `file`; returns how many there are.
+fn write_protect(file: &AddressSpace, pgoff: u64, page: PageRef) -> u32 {
+    let mut shown = 0;
+    for_each_mapping(file, pgoff, pgoff, |_, mm, addr, _| {
+        let Some(t1) = find_l1(mm.pgd(), addr) else {
+            return;
+        };
         let mut gather = Gather::new(mm);
-        zap_range(&mut gather, mm, start, end, |pte: Pte| {
-            even_cows || !pte.is_anon()
+        // The table stays: an area that `i_mmap` knows needs it (INV-ZAP-2).
+        let _lock = mm.page_table_lock().lock();
+        let slot = t1.slot(index(addr, L1_SHIFT));
+        let mut pte = slot.load();
+        while !pte.is_none() && !pte.is_anon() && pte.page() == page {
+            if slot.cas(pte, pte.wrprotect()) {
+                shown += 1;
+                if pte.is_writable() {
+                    gather.cover(addr, PAGE_SIZE);
+                }
+                break;
+            }
+            pte = slot.load();
+        }
+    });
+    shown
+}
+
+/// One area that shows a file.
+pub struct Mapping {
+    /// Its address space ([`Mm::id`]).
+    pub mm: MmId,
+    /// First address.
+    pub start: usize,
+    /// First address after.
+    pub end: usize,
+    /// Page of the file at `start`.
+    pub pgoff: u64,
+}
+
+/// Calls `f` for each area that shows `file`. `i_mmap` is held: `f` may not sleep, nor fault. May sleep.
+pub fn for_each_mapping_of(file: &AddressSpace, mut f: impl FnMut(Mapping)) {
+    for_each_mapping(file, 0, u64::MAX, |v, mm, start, end| {
+        f(Mapping {
+            mm: mm.id(),
+            start,
+            end,
+            pgoff: v.pgoff.get(),
         });
     });
 }
 
 impl Mm {
-    /// Entries that show a page which its file does not own (any more), or at another place. While files are cut there
+    /// Makes pages of shared mappings in `start..start + len` clean, where they can be ([`clean_mapping_range`]). May
+    /// sleep; `mmap_lock` is held for moments only.
+    pub fn sync_range(&self, start: usize, len: usize) {
+        let (mut at, end) = (start, start.saturating_add(len));
+        while at < end {
+            let (file, first, last) = {
+                let tree = self.mmap_lock().read();
+                let Some(v) = tree.find(at).filter(|v| v.start() < end) else {
+                    return;
+                };
+                let (from, to) = (at.max(v.start()), end.min(v.end()));
+                at = v.end();
+                let Some(file) = v.file.as_ref().filter(|_| v.is_shared()) else {
+                    continue;
+                };
+                let (first, last) = pages_of(v, from, to.next_multiple_of(PAGE_SIZE));
+                (file.clone(), first, last)
+            };
+            clean_mapping_range(&file, first, last);
+        }
+    }
+
+    /// Entries that show a page which its file does not own (any more), or at another place, or that allow writes which
+    /// nobody would notice (INV-DIRTY-1). While files are cut there
     /// may be some on their way out; when nobody walks there are none. Takes `mmap_lock` for write: faults are excluded.
     pub fn nr_stale_entries(&self) -> usize {
         let tree = self.mmap_lock().write();
@@ -252,8 +381,11 @@ impl Mm {
                     for_ptes(t1, a, b, |_, pte, va| {
                         let shows_file = !pte.is_anon() && !pte.is_special();
                         let fine = || {
-                            file.still_cached(pte.page())
-                                && pte.page().index() as u64 == v.pgoff_of(va)
+                            let page = pte.page();
+                            let noticed = !pte.is_writable() || file.is_dirty(page);
+                            file.still_cached(page)
+                                && page.index() as u64 == v.pgoff_of(va)
+                                && (noticed || !file.tracks_writes())
                         };
                         stale += usize::from(shows_file && !fine());
                         Ok(())

@@ -54,7 +54,10 @@ mod tests;
 
 pub use check::MmReport;
 pub use fault::{FaultError, FaultFlags};
-pub use file::unmap_mapping_range;
+pub use file::{
+    Mapping, clean_mapping_range, for_each_mapping_of, reclaim_for_retry, reclaim_pages,
+    unmap_leaving, unmap_mapping_range,
+};
 pub use layout::Layout;
 pub use migrate::PageNode;
 pub use mm::switch_mm;

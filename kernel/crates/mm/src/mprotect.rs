@@ -150,8 +150,10 @@ fn prepare(
 #[inline(always)]
 fn reprotect(pte: Pte, v: &VmaPtr) -> Pte {
     let mut bits = pte.0 & (ADDR_MASK | SPECIAL | ANON | SHMEM | DIRTY) | v.prot.get();
-    // A private page that was not writable may be shared with relatives: the fault will see.
-    if v.is_shared() || (pte.is_anon() && pte.is_writable()) {
+    // A private page that was not writable may be shared with relatives, a page of a file may be clean: the fault will
+    // see.
+    let tracked = |v: &VmaPtr| v.file.as_ref().is_some_and(|f| f.tracks_writes());
+    if pte.is_writable() || v.is_shared() && !tracked(v) {
         bits |= v.write_bits();
     }
     Pte(bits)

@@ -251,7 +251,7 @@ pub(crate) fn zap_range(
         // may spin for this very lock with IRQs on, which is fine.
         let _lock = mm.page_table_lock().lock();
         for_ptes(t1, a, b, |slot, mut pte, va| {
-            while which(pte) && !pte.is_none() {
+            while !pte.is_none() && which(pte) {
                 if slot.cas(pte, Pte::NONE) {
                     gather.pte(pte, va);
                     break;

@@ -13,7 +13,7 @@
 //! `i_pages_lock` (spin, leaf).
 //!
 //! Invariants: INV-RMAP-1..5 in [`contract`], INV-PCACHE-1..4 in [`space`], INV-REFS-1..2 in [`refs`],
-//! INV-MOVE-1..2 in [`migrate`].
+//! INV-MOVE-1..2 in [`migrate`], INV-DIRTY-1 in [`reclaim`].
 #![no_std]
 
 #[cfg(test)]
@@ -27,6 +27,7 @@ mod global;
 pub mod i_mmap;
 mod inverted;
 pub mod migrate;
+pub mod reclaim;
 mod refs;
 pub mod space;
 mod tree;

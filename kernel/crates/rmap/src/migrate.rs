@@ -21,23 +21,26 @@
 //! the mover takes none.
 //!
 //! Invariants
-//! - INV-MOVE-1: a page with MOVING is in the cache of one file, nobody reads or writes its bytes but its mover, and it is
-//!   in no page table.
+//! - INV-MOVE-1: a page with MOVING is in the cache of one file, and who finds it there waits. The new page of a move is in
+//!   no page table, and nobody reads or writes its bytes but its mover.
 //! - INV-MOVE-2: at most one of the two pages is in the cache, at every moment one of them unless the file is cut.
 
+use crate::reclaim::DIRTY;
 use crate::space::{AddressSpace, put_rcu};
 use core::sync::atomic::Ordering::*;
 use ksync::{WaitQueue, arch, rcu};
 use page_alloc::{Gfp, PageKind, PageRef, alloc_pages_node};
 use xarray::Preload;
 
-/// In a page's flags: its content is on its way.
-const MOVING: u32 = 1;
+/// In a page's flags: its content is on its way, or it is about to be given back.
+pub(crate) const MOVING: u32 = 1;
+/// It has been given back: who finds it looks again.
+pub(crate) const GONE: u32 = 4;
 
 /// How many grace periods a move waits for others to let go of the page.
 const PATIENCE: usize = 4;
 
-static MOVED: WaitQueue = WaitQueue::new();
+pub(crate) static MOVED: WaitQueue = WaitQueue::new();
 
 /// Why a page stays where it is.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -50,15 +53,16 @@ pub enum MoveError {
     Oom,
 }
 
+/// Whether who has found `page` may not use it, but waits and looks again.
 #[inline(always)]
 pub(crate) fn is_moving(page: PageRef) -> bool {
-    page.flags().load(Acquire) & MOVING != 0
+    page.flags().load(Acquire) & (MOVING | GONE) != 0
 }
 
 /// Waits until `page`, which the caller holds, has its content, or has been given up.
 #[cold]
 pub(crate) fn wait_moved(page: PageRef) {
-    MOVED.wait_until(|| !is_moving(page));
+    MOVED.wait_until(|| page.flags().load(Acquire) & MOVING == 0);
 }
 
 impl AddressSpace {
@@ -125,6 +129,9 @@ impl AddressSpace {
             // SAFETY: both are held; INV-MOVE-1: nobody else touches the new one, and nobody writes the old one: no
             // page table shows it, and nobody holds it but we.
             unsafe { arch::copy_page(new.virt(), old.virt()) };
+            // INV-DIRTY-1: before anybody can use it.
+            new.flags()
+                .fetch_or(old.flags().load(Acquire) & DIRTY, Relaxed);
         }
         let restored = !alone && self.exchange(pgoff, new, old);
         new.flags().fetch_and(!MOVING, AcqRel);

@@ -167,6 +167,7 @@ impl SpaceOwner {
     /// Becomes the owner.
     pub fn new(space: KArc<AddressSpace>) -> SpaceOwner {
         *space.refs().owned.lock() = true;
+        crate::reclaim::register(&space);
         SpaceOwner(ManuallyDrop::new(space))
     }
 }
@@ -183,6 +184,7 @@ impl Drop for SpaceOwner {
     fn drop(&mut self) {
         // SAFETY: taken once, here.
         let space = unsafe { ManuallyDrop::take(&mut self.0) };
+        crate::reclaim::forget(&space);
         // From here on no pool is made.
         *space.refs().owned.lock() = false;
         let Some(refs) = space.refs().get().map(NonNull::from) else {

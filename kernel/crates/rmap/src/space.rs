@@ -89,7 +89,8 @@ pub struct AddressSpace {
     owner: AtomicPtr<()>,
 }
 
-slab::object!(AddressSpace, "address_space", links = 0);
+// The link is that of the files whose pages can be given back.
+slab::object!(AddressSpace, "address_space", links = 1);
 
 struct Name {
     len: u8,
@@ -173,13 +174,24 @@ impl AddressSpace {
         &self.i_mmap
     }
 
-    /// For [`crate::migrate`].
+    /// For [`crate::migrate`] and [`crate::reclaim`].
     pub(crate) fn pages(&self) -> &XArray<PageRef> {
         &self.i_pages
     }
 
     pub(crate) fn pages_lock(&self) -> &SpinLock<()> {
         &self.i_pages_lock
+    }
+
+    pub(crate) fn count_removed(&self, nr: usize) {
+        self.nr_pages
+            .store(self.nr_pages.load(Relaxed) - nr, Relaxed);
+    }
+
+    /// Whether somebody asks which pages have been written (INV-DIRTY-1): those of files that the boot archive has.
+    #[inline(always)]
+    pub fn tracks_writes(&self) -> bool {
+        matches!(self.filler, Filler::Static(_))
     }
 
     #[inline(always)]
@@ -378,16 +390,30 @@ impl AddressSpace {
         }
     }
 
-    /// A page with the file's content at `pgoff`, seen by nobody else.
-    fn filled_page(&self, pgoff: u64, fill_end: u64) -> Result<PageRef, FillError> {
-        let data = match self.filler {
+    /// What the filler has for the page at `pgoff`; zeroes follow.
+    fn filler_bytes(&self, pgoff: u64, fill_end: u64) -> &'static [u8] {
+        match self.filler {
             Filler::Zero => &[],
             Filler::Static(data) => {
                 let end = (data.len() as u64).min(fill_end);
                 let start = pgoff.checked_shl(PAGE_SHIFT).unwrap_or(u64::MAX).min(end);
                 &data[start as usize..end.min(start.saturating_add(PAGE_SIZE as u64)) as usize]
             }
-        };
+        }
+    }
+
+    /// Whether `page`, which the caller holds and nobody writes, has what the filler would make at `pgoff`.
+    pub(crate) fn is_as_filled(&self, pgoff: u64, page: PageRef) -> bool {
+        let data = self.filler_bytes(pgoff, self.fill_end.load(Acquire));
+        // SAFETY: held; a page's bytes are initialised as far as the abstract machine knows.
+        let bytes = unsafe { core::slice::from_raw_parts(page.virt(), PAGE_SIZE) };
+        let (filled, rest) = bytes.split_at(data.len());
+        filled == data && rest.iter().all(|&b| b == 0)
+    }
+
+    /// A page with the file's content at `pgoff`, seen by nobody else.
+    fn filled_page(&self, pgoff: u64, fill_end: u64) -> Result<PageRef, FillError> {
+        let data = self.filler_bytes(pgoff, fill_end);
         let gfp = if data.is_empty() {
             Gfp::ZERO
         } else {
@@ -465,6 +491,7 @@ impl AddressSpace {
                 Err(FillError::PastEof) => break,
                 Err(FillError::Oom) => return Err(AllocError),
             };
+            self.mark_dirty(page);
             // SAFETY: our reference keeps the page; the range lies in it. File contents are shared memory.
             unsafe { page.virt().add(offset).write_bytes(0, n) };
             page.put();

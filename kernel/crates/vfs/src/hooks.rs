@@ -33,6 +33,9 @@ pub struct Hooks {
     /// With `even_cow` private copies go too (truncate). Called with the inode's lock held, no
     /// spinlock; may sleep.
     pub unmap_mapping: fn(mapping: &KArc<AddressSpace>, first: u64, last: u64, even_cow: bool),
+    /// Gives back memory after an allocation of somebody who may sleep has failed; whether it is worth trying again.
+    /// Called with inodes' locks held, no spinlock; may sleep.
+    pub reclaim: fn() -> bool,
     /// Behind /dev/console and /dev/tty.
     pub console: &'static dyn ConsoleOps,
     /// Fills the buffer with random bytes. Any context.
@@ -66,6 +69,7 @@ fn counter_random(buf: &mut [u8]) {
 
 static STAND_IN: Hooks = Hooks {
     unmap_mapping: |_, _, _, _| {},
+    reclaim: || false,
     console: &NoConsole,
     fill_random: counter_random,
 };

@@ -118,7 +118,7 @@ impl Regular {
         let page = match self.mapping.find_page(pgoff) {
             Some(page) => page,
             None if pgoff << PAGE_SHIFT >= self.archived => return Ok(buf.put_zeroes(n)?),
-            None => match self.mapping.find_or_create_page(pgoff) {
+            None => match again(|| self.mapping.find_or_create_page(pgoff)) {
                 Ok(page) => page,
                 // Cut meanwhile: what was asked for lies past the end, which reads zero.
                 Err(FillError::PastEof) => return Ok(buf.put_zeroes(n)?),
@@ -190,7 +190,8 @@ impl Regular {
         n: usize,
         buf: &mut impl BufIn,
     ) -> Result<usize, VfsError> {
-        let page = self.mapping.find_or_create_page_for_write(pgoff)?;
+        let page = again(|| self.mapping.find_or_create_page_for_write(pgoff))?;
+        self.mapping.mark_dirty(page);
         let copied = copy_to_page(page, off, n, buf);
         page.put();
         Ok(copied)
@@ -228,6 +229,17 @@ impl Regular {
         let _sem = self.sem.lock();
         self.mapping.extend(len);
         Ok(())
+    }
+}
+
+/// Runs `f`, and while it has no memory and others' pages can be had, again.
+#[inline]
+fn again(mut f: impl FnMut() -> Result<PageRef, FillError>) -> Result<PageRef, FillError> {
+    loop {
+        match f() {
+            Err(FillError::Oom) if (hooks().reclaim)() => {}
+            result => return result,
+        }
     }
 }
 

@@ -22,11 +22,11 @@ pub(crate) fn reached(point: &'static str) {
 }
 
 /// When this thread next reaches `point`, `action` happens there, once.
-fn at(point: &'static str, action: impl FnOnce() + 'static) {
+pub(crate) fn at(point: &'static str, action: impl FnOnce() + 'static) {
     PLAN.set(Some((point, Box::new(action))));
 }
 
-fn nothing_left_to_do() -> bool {
+pub(crate) fn nothing_left_to_do() -> bool {
     PLAN.with_borrow(|plan| plan.is_none())
 }
 

@@ -8,6 +8,7 @@ mod basic;
 pub(crate) mod interleave;
 mod model;
 mod nth;
+mod reclaim;
 pub(crate) mod setup;
 mod stress;
 mod tlb;

@@ -20,7 +20,7 @@ pub(crate) fn is_planted(bug: &str) -> bool {
     *PLANTED.lock().unwrap_or_else(PoisonError::into_inner) == bug
 }
 
-fn with_bug<R>(bug: &'static str, f: impl FnOnce() -> R) -> R {
+pub(crate) fn with_bug<R>(bug: &'static str, f: impl FnOnce() -> R) -> R {
     *PLANTED.lock().unwrap() = bug;
     let r = f();
     *PLANTED.lock().unwrap() = "";

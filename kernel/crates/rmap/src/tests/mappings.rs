@@ -299,3 +299,49 @@ fn no_memory_for_shards() {
     unsafe { map.remove(&nodes) };
     nodes.into_iter().for_each(free_node);
 }
+
+/// Bytes of live slab objects.
+fn heap() -> usize {
+    let mut bytes = 0;
+    slab::slabinfo(|cache| bytes += cache.active * cache.stride);
+    bytes
+}
+
+/// What an idle file costs, tables included, beyond what it costs under `global`: (structure, bytes).
+fn idle_bytes(kind: IMmapKind, use_it: bool) -> usize {
+    host::set_cpu(0);
+    let before = heap();
+    let map = IMmap::of(kind).unwrap();
+    if use_it {
+        // One program maps it at a time, always on one CPU.
+        for _ in 0..200 {
+            let n = new_node(0, 9);
+            // SAFETY: leaked, freed after removal.
+            unsafe {
+                map.insert(n);
+                map.remove(&[n]);
+            }
+            free_node(n);
+        }
+    }
+    heap() - before
+}
+
+/// The many files that nobody maps twice pay for no shards; the enum's own size is asserted beside it.
+#[test]
+fn memory_of_idle_files() {
+    let _alone = alone();
+    kinds().for_each(|kind| drop(IMmap::of(kind).unwrap()));
+    let inline = size_of::<IMmap>() - size_of::<Global>();
+    for kind in kinds() {
+        let more = [false, true].map(|used| inline + idle_bytes(kind, used));
+        std::println!("{}: {more:?} bytes more than global alone", kind.name());
+        match kind {
+            IMmapKind::Global | IMmapKind::Adaptive | IMmapKind::Best => {
+                assert!(more.iter().all(|&m| m <= 64), "{}: {more:?}", kind.name());
+            }
+            // A table from the start: per node, or per eight CPUs.
+            _ => assert!(more[0] > inline && more[1] == more[0], "{}", kind.name()),
+        }
+    }
+}
