@@ -98,10 +98,10 @@ impl Cell {
     fn execl_window(&self) -> (u64, u64) {
         let i_mmap = self.variants.iter().find(|(word, _)| word == "i_mmap");
         match i_mmap.map(|(_, value)| value.as_str()) {
-            Some("best") => (4_000_000, 10_000),
-            Some("inverted" | "adaptive") => (10_000_000, 40_000),
+            Some("best") => (8_000_000, 20_000),
+            Some("inverted" | "adaptive") => (10_000_000, 100_000),
             Some("node-locks") if self.on != Name::BigNode => (10_000_000, 50_000),
-            _ => (10_000_000, 400_000),
+            _ => (10_000_000, 500_000),
         }
     }
 
