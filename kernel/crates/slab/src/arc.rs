@@ -21,7 +21,9 @@
 //! count up from 0 has a reference like any other: the object lives on, and its last owner's mark fails. One that finds
 //! DEAD has nothing. So a reader needs one addition, not a loop that starts again whenever another CPU was faster
 //! (`rcuref` of Linux, 2023, does the same).
-//! INV-ARC-3: at count 0 no link is in a list, so the tail may be reused as an RcuHead.
+//! INV-ARC-3: at count 0 no link is in a list, so the tail may be reused as an RcuHead, or by a `RestPool` as its link.
+//! INV-ARC-4: an [`Idle`] is the block of an `RCU_FREE` type at count [`DEAD`] or above, its value initialised, alone but
+//! for RCU readers who look. A reader's addition in vain is overwritten when it is revived: nobody takes it back.
 
 use crate::object::{LinkArray, Object};
 use crate::{AllocError, Gfp};
@@ -37,6 +39,7 @@ use ksync::rcu::{self, RcuHead};
 pub(crate) union Tail<L> {
     links: ManuallyDrop<L>,
     rcu: ManuallyDrop<RcuHead>,
+    rest: *mut (),
 }
 
 /// The memory behind a `KArc<T>`.
@@ -56,6 +59,26 @@ impl<T: Object> Block<T> {
     pub(crate) unsafe fn link<'a>(this: *mut Self, slot: usize) -> &'a crate::Link {
         // SAFETY: the links are initialised while a reference is held (INV-ARC-1).
         unsafe { &*T::Links::slot((&raw const (*this).tail.links).cast::<T::Links>(), slot) }
+    }
+}
+
+impl<T: Object> Block<T> {
+    /// The link of a `RestPool`.
+    ///
+    /// # Safety
+    /// The block is an [`Idle`] of the caller's, and the link was written.
+    #[inline(always)]
+    pub(crate) unsafe fn rest_next(this: NonNull<Self>) -> *mut Self {
+        // SAFETY: the caller's promise (INV-ARC-3).
+        unsafe { (*this.as_ptr()).tail.rest.cast() }
+    }
+
+    /// # Safety
+    /// The block is an [`Idle`] of the caller's.
+    #[inline(always)]
+    pub(crate) unsafe fn set_rest_next(this: NonNull<Self>, next: *mut Self) {
+        // SAFETY: the caller's promise (INV-ARC-3).
+        unsafe { (*this.as_ptr()).tail.rest = next.cast() };
     }
 }
 
@@ -205,7 +228,7 @@ impl<T: Object> KArc<T> {
     #[inline(always)]
     fn put_rcu_free(&self) {
         // Once our reference is given up only the section keeps the block: another may end it before we look again.
-        let _section = rcu::read_lock();
+        let section = rcu::read_lock();
         let refcount = &self.block().refcount;
         if refcount.fetch_sub(1, Ordering::Release) == 1 {
             interleave();
@@ -217,10 +240,22 @@ impl<T: Object> KArc<T> {
             if marked {
                 #[cfg(test)]
                 crate::tests::interleave::note_end(core::any::type_name::<T>());
-                // SAFETY: the count went from 0 to DEAD here (INV-ARC-2).
-                unsafe { release_rcu(self.block) };
+                // INVARIANT: INV-ARC-4: the count went from 0 to DEAD here (INV-ARC-2).
+                T::rest(Idle { block: self.block }, &section);
             }
         }
+    }
+
+    /// Drops a reference that is not the last: `other` is one to the same object.
+    #[inline(always)]
+    pub fn drop_beside(this: Self, other: &Self) {
+        if !Self::ptr_eq(&this, other) {
+            return drop(this);
+        }
+        ManuallyDrop::new(this)
+            .block()
+            .refcount
+            .fetch_sub(1, Ordering::Release);
     }
 
     /// `nr` references more, the caller's to keep track of.
@@ -376,6 +411,65 @@ unsafe fn rcu_release<T: Object>(head: NonNull<RcuHead>) {
 #[inline(never)]
 fn refcount_overflow() -> ! {
     panic!("KArc reference count overflow");
+}
+
+/// An object of an `RCU_FREE` type whose last reference is gone. Dropped, it is freed after a grace period.
+///
+/// # Invariants
+/// INV-ARC-4.
+pub struct Idle<T: Object> {
+    block: NonNull<Block<T>>,
+}
+
+// SAFETY: an object is Send and Sync; the holder is alone with it but for readers.
+unsafe impl<T: Object> Send for Idle<T> {}
+// SAFETY: as above.
+unsafe impl<T: Object> Sync for Idle<T> {}
+
+impl<T: Object> Idle<T> {
+    #[inline(always)]
+    pub(crate) fn into_block(self) -> NonNull<Block<T>> {
+        ManuallyDrop::new(self).block
+    }
+
+    /// # Safety
+    /// `block` came from `into_block`, once.
+    #[inline(always)]
+    pub(crate) unsafe fn from_block(block: NonNull<Block<T>>) -> Self {
+        Idle { block }
+    }
+
+    /// The first reference of another life. RCU readers with a stale pointer may take theirs from now on.
+    #[inline(always)]
+    pub fn revive(self) -> KArc<T> {
+        let block = self.into_block();
+        // SAFETY: INV-ARC-4: the value is there; no list holds it, so the links are the holder's to make anew. Release:
+        // who takes a reference sees what was prepared.
+        unsafe {
+            (&raw mut (*block.as_ptr()).tail.links)
+                .cast::<T::Links>()
+                .write(T::Links::NEW);
+            (*block.as_ptr()).refcount.store(1, Ordering::Release);
+        }
+        KArc { block }
+    }
+}
+
+impl<T: Object> Deref for Idle<T> {
+    type Target = T;
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: INV-ARC-4.
+        unsafe { &(*self.block.as_ptr()).value }
+    }
+}
+
+impl<T: Object> Drop for Idle<T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: INV-ARC-4: at its end, once.
+        unsafe { release_rcu(self.block) };
+    }
 }
 
 /// An allocated block without a value. Dropping it frees the block.

@@ -41,7 +41,7 @@
 //!
 //! # Invariants
 //! INV-SHEAF, INV-SLAB, INV-NODE, INV-CACHE, INV-DRAIN, INV-REG, INV-DEBUG, INV-OBJ, INV-ARC, INV-LIST,
-//! INV-BOX, INV-POOL and INV-HEAP, each at the top of the file of that name.
+//! INV-BOX, INV-POOL, INV-REST and INV-HEAP, each at the top of the file of that name.
 #![no_std]
 
 #[cfg(test)]
@@ -64,17 +64,19 @@ mod reclaim;
 mod refpool;
 mod registry;
 mod report;
+mod rest;
 mod sheaf;
 mod slow;
 #[cfg(test)]
 mod tests;
 
-pub use arc::{KArc, KArcUninit};
+pub use arc::{Idle, KArc, KArcUninit};
 pub use cache::{CacheFlags, CacheStats, Ctor, CtorError, DestroyError, Dtor, KmemCache};
 pub use check::{Track, nr_quarantined, set_debug};
 pub use drain::{report_live, shrink_all};
 pub use heap::{KernelHeap, init_heap, kfree, kmalloc};
 pub use kbox::{KBox, KBoxUninit};
+pub use ksync::rcu::RcuGuard;
 pub use list::{Iter, List};
 pub use object::{Link, LinkArray, Object, ObjectCache, class_cache};
 pub use page_alloc::Gfp;
@@ -85,6 +87,7 @@ pub use reclaim::{
 pub use refpool::RefPool;
 pub use registry::slabinfo;
 pub use report::{Reporter, nr_reports, set_reporter};
+pub use rest::RestPool;
 
 /// Whether a test has planted this bug. Never outside of tests.
 #[inline(always)]

@@ -11,11 +11,12 @@
 //! INV-OBJ-1: every object of an `ObjectCache<T>` is at least as large and as aligned as
 //! `arc::Block<T>`.
 
-use crate::arc::Block;
+use crate::arc::{Block, Idle};
 use crate::cache::{CacheFlags, KmemCache};
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::sync::atomic::AtomicU64;
+use ksync::rcu::RcuGuard;
 
 /// A type that lives in counted blocks ([`KArc`](crate::KArc)) of its own cache.
 ///
@@ -28,6 +29,12 @@ pub trait Object: Sized + Send + Sync + 'static {
     const CACHE: &'static ObjectCache<Self>;
     /// Whether the last reference's drop waits for an RCU grace period (see `KArc::try_get_rcu`).
     const RCU_FREE: bool = false;
+    /// Takes an object of an `RCU_FREE` type whose last reference has just been dropped, in that drop's context: drops it,
+    /// or lets it rest for another life ([`RestPool`](crate::RestPool)).
+    #[inline(always)]
+    fn rest(idle: Idle<Self>, _section: &RcuGuard) {
+        drop(idle);
+    }
     /// The cache, to shrink it or to read its statistics.
     fn cache() -> &'static KmemCache {
         Self::CACHE.kmem_cache()
@@ -40,14 +47,21 @@ pub trait Object: Sized + Send + Sync + 'static {
 /// slab::object!(Task, "task_struct", links = 4);
 /// slab::object!(Pid, "pid", links = 0, rcu);          // freed after an RCU grace period
 /// slab::object!(impl[T: Send + Sync + 'static] Node<T>, links = 1); // generic: uses size classes
+/// slab::object!(impl[T: Send + Sync + 'static] Leaf<T>, links = 0, rcu, rest = Leaf::at_rest); // may live again
 /// ```
 #[macro_export]
 macro_rules! object {
-    (impl[$($gen:tt)*] $ty:ty, links = $n:literal $(, $rcu:ident)?) => {
+    (impl[$($gen:tt)*] $ty:ty, links = $n:literal $(, $rcu:ident $(, rest = $rest:path)?)?) => {
         impl<$($gen)*> $crate::Object for $ty {
             type Links = [$crate::Link; $n];
             const CACHE: &'static $crate::ObjectCache<Self> = $crate::ObjectCache::class();
             const RCU_FREE: bool = $crate::object!(@rcu $($rcu)?);
+            $($(
+                #[inline(always)]
+                fn rest(idle: $crate::Idle<Self>, section: &$crate::RcuGuard) {
+                    $rest(idle, section);
+                }
+            )?)?
         }
     };
     ($ty:ty, $name:literal, links = $n:literal $(, $rcu:ident)?) => {

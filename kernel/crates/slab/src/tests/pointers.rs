@@ -347,3 +347,87 @@ fn threads_fight_over_membership() {
     });
     assert!(items.iter().all(|i| KArc::refcount(i) == 1));
 }
+
+/// What has been offered for rest.
+struct Sleeper {
+    value: AtomicUsize,
+    token: Arc<()>,
+}
+object!(impl[] Sleeper, links = 1, rcu, rest = Sleeper::at_rest);
+
+static BEDS: RestPool<Sleeper> = RestPool::new();
+const BEDS_MAX: u32 = 3;
+
+impl Sleeper {
+    fn at_rest(idle: Idle<Self>, section: &RcuGuard) {
+        drop(BEDS.push(idle, BEDS_MAX, section));
+    }
+}
+
+/// Objects rest in order, as they were; a stale pointer finds the dead, then the next life; what is refused or
+/// drained is freed after a grace period.
+#[test]
+fn objects_at_rest_live_again() {
+    let _machine = machine();
+    let token = Arc::new(());
+    let sleeper = |value: usize| {
+        let (value, token) = (AtomicUsize::new(value), token.clone());
+        KArc::new(Sleeper { value, token }).unwrap()
+    };
+    drop(sleeper(0));
+    rcu::barrier();
+    assert_eq!(Arc::strong_count(&token), 1, "closed: nothing rests");
+    BEDS.open().unwrap();
+    let all: Vec<_> = (1..=5).map(sleeper).collect();
+    let raw = KArc::into_raw(all[0].clone());
+    // SAFETY: from into_raw, once.
+    drop(unsafe { KArc::from_raw(raw) });
+    on(0, || drop(all));
+    rcu::barrier();
+    assert_eq!(
+        (BEDS.len(), Arc::strong_count(&token)),
+        (3, 4),
+        "two found no bed"
+    );
+    on(1, || {
+        assert!(BEDS.pop(0, &rcu::read_lock()).is_none(), "another CPU's")
+    });
+    on(0, || {
+        let here = rcu::read_lock();
+        assert!(BEDS.pop(3, &here).is_none(), "at least three stay");
+        // SAFETY: memory that only a grace period frees, and it lies in the pool.
+        assert!(
+            unsafe { KArc::<Sleeper>::try_get_rcu(raw) }.is_none(),
+            "dead"
+        );
+        let idle = BEDS.pop(2, &here).unwrap();
+        assert_eq!(idle.value.load(Relaxed), 1, "the oldest first");
+        let again = idle.revive();
+        assert_eq!(
+            (KArc::refcount(&again), KArc::as_ptr(&again)),
+            (1, raw.as_ptr().cast_const())
+        );
+        // SAFETY: as above.
+        let other = unsafe { KArc::try_get_rcu(raw) }.expect("another life");
+        let mut list = List::<Sleeper, 0>::new();
+        assert!(list.push_back(other).is_ok(), "links are as new");
+        drop(list);
+        KArc::drop_beside(again.clone(), &again);
+        drop(again);
+        let order = core::iter::from_fn(|| BEDS.pop(0, &here));
+        let order: Vec<_> = order.map(|idle| idle.value.load(Relaxed)).collect();
+        assert_eq!(order, [2, 3, 1]);
+    });
+    rcu::barrier();
+    assert_eq!(Arc::strong_count(&token), 1);
+    let last = sleeper(9);
+    drop(last.clone());
+    on(0, || drop(last));
+    BEDS.close();
+    drop(sleeper(10));
+    rcu::barrier();
+    assert_eq!(Arc::strong_count(&token), 2, "one rests, closed to others");
+    BEDS.drain(drop);
+    rcu::barrier();
+    assert_eq!((BEDS.len(), Arc::strong_count(&token)), (0, 1));
+}
