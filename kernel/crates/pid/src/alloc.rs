@@ -1,6 +1,6 @@
 //! Taking, returning and finding numbers: what is the same for every map.
 
-use crate::map::{PidMaps, Plan};
+use crate::map::{PidMap, PidMaps, Plan};
 use crate::namespace::{NsRef, PidNamespace};
 use crate::object::{Numbers, Pid};
 use crate::{MAX_NUMBERS, Member, PidError};
@@ -11,7 +11,7 @@ use slab::KArc;
 #[inline]
 pub fn alloc_pid<T: Member>(ns: &KArc<PidNamespace<T>>) -> Result<KArc<Pid<T>>, PidError> {
     if ns.level() == 0 {
-        alloc_at::<T, 1>(ns)
+        PidMaps::alloc_in::<1>(ns)
     } else {
         alloc_nested(ns)
     }
@@ -21,14 +21,14 @@ pub fn alloc_pid<T: Member>(ns: &KArc<PidNamespace<T>>) -> Result<KArc<Pid<T>>, 
 #[inline(never)]
 fn alloc_nested<T: Member>(ns: &KArc<PidNamespace<T>>) -> Result<KArc<Pid<T>>, PidError> {
     match ns.level() {
-        0..=3 => alloc_at::<T, 4>(ns),
+        0..=3 => PidMaps::alloc_in::<4>(ns),
         _ => alloc_deep(ns),
     }
 }
 
 #[inline(never)]
 fn alloc_deep<T: Member>(ns: &KArc<PidNamespace<T>>) -> Result<KArc<Pid<T>>, PidError> {
-    alloc_at::<T, MAX_NUMBERS>(ns)
+    PidMaps::alloc_in::<MAX_NUMBERS>(ns)
 }
 
 /// [`alloc_pid`] with chosen numbers, as clone3's set_tid: `tids[0]` for `ns` itself, `tids[1]` for
@@ -45,7 +45,7 @@ pub fn alloc_pid_with<T: Member>(
     }
     let pid = KArc::try_uninit()?;
     let numbers = Numbers::new::<MAX_NUMBERS>()?;
-    let chain = ns.map().chain(ns.level() as usize + 1)?;
+    let extra = ns.map().extra(ns.level() as usize + 1)?;
     let limits: [u32; MAX_NUMBERS] = snapshot(ns);
     let mut chosen = [0; MAX_NUMBERS];
     for (i, (&tid, ns)) in tids.iter().zip(ns.chain()).enumerate() {
@@ -57,27 +57,35 @@ pub fn alloc_pid_with<T: Member>(
             return Err(PidError::Perm);
         }
     }
-    finish(
+    let pid = pid.write(Pid::new(NsRef::new(ns), numbers, extra));
+    PidMaps::alloc(&Plan {
+        pid: &pid,
         ns,
-        pid.write(Pid::new(NsRef::new(ns), numbers, chain)),
-        &limits,
-        &chosen[..tids.len()],
-    )
+        limits: &limits,
+        tids: &chosen[..tids.len()],
+    })?;
+    Ok(pid)
 }
 
+/// [`alloc_pid`] with map `M`, in a namespace of a level below `N`.
 #[inline(always)]
-fn alloc_at<T: Member, const N: usize>(
+pub(crate) fn alloc_in<T: Member, M: PidMap<T>, const N: usize>(
     ns: &KArc<PidNamespace<T>>,
 ) -> Result<KArc<Pid<T>>, PidError> {
+    if let Some(pid) = M::reuse::<N>(ns) {
+        return Ok(pid);
+    }
     let pid = KArc::try_uninit()?;
     let numbers = Numbers::new::<N>()?;
-    let chain = ns.map().chain(N)?;
-    finish(
+    let extra = M::extra(N)?;
+    let pid = pid.write(Pid::new(NsRef::of_map::<M>(ns), numbers, extra));
+    M::alloc(&Plan {
+        pid: &pid,
         ns,
-        pid.write(Pid::new(NsRef::new(ns), numbers, chain)),
-        &snapshot::<T, N>(ns),
-        &[],
-    )
+        limits: &snapshot::<T, N>(ns),
+        tids: &[],
+    })?;
+    Ok(pid)
 }
 
 /// One look at every level's `pid_max`.
@@ -88,22 +96,6 @@ fn snapshot<T: Member, const N: usize>(ns: &PidNamespace<T>) -> [u32; N] {
         *limit = ns.pid_max();
     }
     limits
-}
-
-#[inline(always)]
-fn finish<T: Member, const N: usize>(
-    ns: &KArc<PidNamespace<T>>,
-    pid: KArc<Pid<T>>,
-    limits: &[u32; N],
-    tids: &[u32],
-) -> Result<KArc<Pid<T>>, PidError> {
-    PidMaps::alloc(&Plan {
-        pid: &pid,
-        ns,
-        limits,
-        tids,
-    })?;
-    Ok(pid)
 }
 
 /// Takes the pid out of sight at every level; its numbers are free when this returns. The object goes

@@ -16,7 +16,7 @@
 use crate::idr::check_listing;
 use crate::map::{PidMap, PidMaps, Plan, other_kind};
 use crate::namespace::{PIDNS_ADDING, PidNamespace};
-use crate::object::Pid;
+use crate::object::{Extra, Pid};
 use crate::{Member, PID_MAX_LIMIT, PidError};
 use ::xarray::{HashTable, PagedBitmap};
 use core::sync::atomic::{AtomicU32, Ordering::*};
@@ -124,7 +124,11 @@ fn publish<T: Member, const N: usize>(plan: &Plan<'_, T, N>) -> Result<(), PidEr
 
 impl<T: Member> PidMap<T> for BitmapHashMap<T> {
     const NAME: &'static str = "bitmap-hash";
-    const CHAINED: bool = true;
+
+    #[inline(always)]
+    fn extra(nr: usize) -> Result<Extra<T>, AllocError> {
+        ::xarray::Chain::new(nr).map(Extra::Chain)
+    }
 
     fn new(parent: Option<&Self>) -> Result<Self, AllocError> {
         let hash = match parent {

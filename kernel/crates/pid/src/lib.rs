@@ -62,7 +62,7 @@ pub use bitmap_hash::BitmapHashMap;
 pub use idr::{IdrMap, Lazy, Preloaded, Refill, nr_dropped};
 pub use map::{MapVisitor, PidMap, PidMapKind, PidMaps, Plan};
 pub use namespace::{NsError, NsRef, PIDNS_ADDING, PidMaxError, PidNamespace};
-pub use object::{AttachError, PGID_SLOT, Pid, PidType, SID_SLOT, pid_nr_ns};
+pub use object::{AttachError, Extra, PGID_SLOT, Pid, PidType, SID_SLOT, pid_nr_ns};
 pub use relock::RelockMap;
 pub use sharded::ShardedMap;
 pub use xarray::XarrayMap;

@@ -8,12 +8,11 @@
 use crate::bitmap_hash::BitmapHashMap;
 use crate::idr::{IdrMap, Lazy, Preloaded};
 use crate::namespace::PidNamespace;
-use crate::object::Pid;
+use crate::object::{Extra, Pid};
 use crate::relock::RelockMap;
 use crate::sharded::ShardedMap;
 use crate::xarray::XarrayMap;
 use crate::{Member, PidError, RESERVED_PIDS};
-use ::xarray::Chain;
 use core::sync::atomic::Ordering::*;
 use slab::{AllocError, KArc};
 
@@ -56,14 +55,25 @@ impl<T: Member, const N: usize> Plan<'_, T, N> {
 pub trait PidMap<T: Member>: Sized {
     /// The word that selects it on the boot command line.
     const NAME: &'static str;
-    /// Whether pids bring a [`Chain`] of a node per level.
-    const CHAINED: bool = false;
 
     /// An empty map. `parent`: the map of the namespace above.
     fn new(parent: Option<&Self>) -> Result<Self, AllocError>;
 
     /// The map of a namespace whose tree uses this kind (INV-PID-8).
     fn of(ns: &PidNamespace<T>) -> &Self;
+
+    /// What a pid in `nr` levels must bring.
+    #[inline(always)]
+    fn extra(_nr: usize) -> Result<Extra<T>, AllocError> {
+        Ok(Extra::None)
+    }
+
+    /// A pid of `ns` that the map has kept, with its numbers, visible again at every level. None: there is none that can
+    /// be had. Context: as `alloc`.
+    #[inline(always)]
+    fn reuse<const N: usize>(_ns: &KArc<PidNamespace<T>>) -> Option<KArc<Pid<T>>> {
+        None
+    }
 
     /// Takes a number at every level, sets the pid's numbers, and shows it at every level; or changes
     /// nothing but cursors. Context: may not be called with spinlocks held.
@@ -224,13 +234,17 @@ impl PidMapKind {
 }
 
 impl<T: Member> PidMaps<T> {
-    /// What a pid in `nr` levels must bring.
+    /// See [`PidMap::extra`].
+    pub(crate) fn extra(&self, nr: usize) -> Result<Extra<T>, AllocError> {
+        dispatch!(self, _map, M => <M<T> as PidMap<T>>::extra(nr))
+    }
+
+    /// [`alloc_in`](crate::alloc::alloc_in) with the concrete map.
     #[inline(always)]
-    pub(crate) fn chain(&self, nr: usize) -> Result<Option<Chain>, AllocError> {
-        if dispatch!(self, _map, M => <M<T> as PidMap<T>>::CHAINED) {
-            return Chain::new(nr).map(Some);
-        }
-        Ok(None)
+    pub(crate) fn alloc_in<const N: usize>(
+        ns: &KArc<PidNamespace<T>>,
+    ) -> Result<KArc<Pid<T>>, PidError> {
+        dispatch!(ns.map(), _map, M => crate::alloc::alloc_in::<T, M<T>, N>(ns))
     }
 
     /// See [`PidMap::get_ns`].

@@ -9,7 +9,7 @@
 //! Invariants: INV-PID-4, INV-PID-6, and
 //! - INV-PID-8 (one kind): a namespace and its parent have the same kind of map.
 
-use crate::map::{PidMapKind, PidMaps};
+use crate::map::{PidMap, PidMapKind, PidMaps};
 use crate::{MAX_PID_NS_LEVEL, Member, PID_MAX_DEFAULT, PID_MAX_LIMIT, RESERVED_PIDS};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
@@ -226,6 +226,12 @@ impl<T: Member> NsRef<T> {
     #[inline(always)]
     pub fn new(ns: &KArc<PidNamespace<T>>) -> Self {
         NsRef(Some(PidMaps::get_ns(ns)))
+    }
+
+    /// [`new`](Self::new) where the kind of map is known.
+    #[inline(always)]
+    pub(crate) fn of_map<M: PidMap<T>>(ns: &KArc<PidNamespace<T>>) -> Self {
+        NsRef(Some(M::get_ns(ns)))
     }
 }
 

@@ -9,17 +9,22 @@
 //! is the leaf's ancestor at that level, and the Pid keeps the leaf. At most one task uses a pid
 //! as PID and one as TGID: two slots; groups and sessions are lists through the task's links.
 //!
+//! Another life. With a map that keeps pids ([`Extra::One`] and so on) the object whose last reference is gone may
+//! rest, and come back with the same numbers. Whoever holds a reference holds one life of it.
+//!
 //! Lock order: `pid_lists` is a leaf; `visit`ors run under it and may take locks that nest inside.
 //!
 //! Invariants: INV-PID-3, INV-PID-5, and
 //! - INV-PID-7 (no return): once the last member has left, nobody joins.
 
 use crate::namespace::{NsRef, PidNamespace};
+use crate::sharded::ShardedMap;
 use crate::{MAX_NUMBERS, Member};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use ksync::{SpinLock, lock_class};
-use slab::{AllocError, KArc, KBox, List};
-use xarray::Chain;
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use ksync::rcu::RcuGuard;
+use ksync::{SpinLock, arch, lock_class};
+use slab::{AllocError, Idle, KArc, KBox, List};
+use xarray::{Chain, Seat};
 
 /// What a task uses a pid as.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -60,16 +65,48 @@ pub struct Pid<T: Member> {
     /// `numbers[i]`: the number at level i. Written before the pid is visible (INV-PID-3).
     inline: [AtomicU32; INLINE],
     deep: Option<KBox<Deep>>,
-    /// For maps that hash: its nodes. Touched under the map's lock.
-    chain: Option<Chain>,
+    /// What the map had it bring.
+    extra: Extra<T>,
     /// Some task uses it as TGID. Written under the lists' lock; for a look without.
     is_process: AtomicBool,
-    /// Set by the first `free`. Written under the map's lock.
+    /// Set by the first `free`. Written under the map's lock, or by who took it out.
     freed: AtomicBool,
+    /// INV-PID-7. Written under the lists' lock, and before another life.
+    dead: AtomicBool,
+    /// Its numbers may be had again together. Written before the pid is visible.
+    may_rest: AtomicBool,
+    /// The node that it is in memory of.
+    home: AtomicU16,
     lists: SpinLock<Users<T>>,
 }
 
-slab::object!(impl[T: Member] Pid<T>, links = 0, rcu);
+slab::object!(impl[T: Member] Pid<T>, links = 0, rcu, rest = Pid::at_rest);
+
+/// What a map wants each pid to bring.
+pub enum Extra<T: Member> {
+    /// Nothing.
+    None,
+    /// For maps that hash: its nodes. Touched under the map's lock.
+    Chain(Chain),
+    /// For maps to which pids come back: the seat in the root's map.
+    One(Seat<Pid<T>>),
+    /// The seats at up to [`INLINE`] levels, root first.
+    Few(KBox<[Seat<Pid<T>>; INLINE]>),
+    /// The seats at all levels there may be.
+    Most(KBox<[Seat<Pid<T>>; MAX_NUMBERS]>),
+}
+
+impl<T: Member> Extra<T> {
+    /// Seats for `nr` levels.
+    #[inline(always)]
+    pub(crate) fn seats(nr: usize) -> Result<Self, AllocError> {
+        Ok(match nr {
+            0..=1 => Extra::One(Seat::none()),
+            2..=INLINE => Extra::Few(KBox::new([const { Seat::none() }; INLINE])?),
+            _ => Extra::Most(KBox::new([const { Seat::none() }; MAX_NUMBERS])?),
+        })
+    }
+}
 
 /// Who uses a pid. Each entry owns a reference to the task.
 struct Users<T: Member> {
@@ -79,8 +116,6 @@ struct Users<T: Member> {
     sid: List<T, SID_SLOT>,
     /// Members that have joined the group so far.
     joins: u64,
-    /// INV-PID-7.
-    dead: bool,
 }
 
 /// Room for the numbers of a new pid.
@@ -101,14 +136,17 @@ impl Numbers {
 
 impl<T: Member> Pid<T> {
     #[inline(always)]
-    pub(crate) fn new(ns: NsRef<T>, numbers: Numbers, chain: Option<Chain>) -> Self {
+    pub(crate) fn new(ns: NsRef<T>, numbers: Numbers, extra: Extra<T>) -> Self {
         Pid {
             ns,
             inline: [const { AtomicU32::new(0) }; INLINE],
             deep: numbers.0,
-            chain,
+            extra,
             is_process: AtomicBool::new(false),
             freed: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            may_rest: AtomicBool::new(false),
+            home: AtomicU16::new(0),
             lists: SpinLock::new(
                 Users {
                     pid: None,
@@ -116,7 +154,6 @@ impl<T: Member> Pid<T> {
                     pgid: List::new(),
                     sid: List::new(),
                     joins: 0,
-                    dead: false,
                 },
                 lock_class!("pid_lists"),
             ),
@@ -176,7 +213,45 @@ impl<T: Member> Pid<T> {
     /// The nodes of a map that hashes.
     #[inline]
     pub(crate) fn chain(&self) -> Option<&Chain> {
-        self.chain.as_ref()
+        match &self.extra {
+            Extra::Chain(chain) => Some(chain),
+            _ => None,
+        }
+    }
+
+    /// The seats of a map to which pids come back, root first; at least one per level.
+    #[inline(always)]
+    pub(crate) fn seats(&self) -> &[Seat<Self>] {
+        match &self.extra {
+            Extra::One(seat) => core::slice::from_ref(seat),
+            Extra::Few(seats) => &seats[..],
+            Extra::Most(seats) => &seats[..],
+            _ => &[],
+        }
+    }
+
+    /// Its numbers may be had again together, when it comes back on this node.
+    #[inline(always)]
+    pub(crate) fn set_may_rest(&self) {
+        self.home.store(arch::numa_node_id() as u16, Relaxed);
+        self.may_rest.store(true, Relaxed);
+    }
+
+    /// The last reference is gone.
+    #[inline(always)]
+    fn at_rest(idle: Idle<Self>, here: &RcuGuard) {
+        if idle.may_rest.load(Relaxed)
+            && usize::from(idle.home.load(Relaxed)) == arch::numa_node_id()
+        {
+            ShardedMap::keep(idle, here);
+        }
+    }
+
+    /// As new, but for its numbers: before its first reference.
+    #[inline(always)]
+    pub(crate) fn renew(&self) {
+        self.freed.store(false, Relaxed);
+        self.dead.store(false, Relaxed);
     }
 
     /// True for the first caller only. Context: the map's lock held.
@@ -205,7 +280,7 @@ impl<T: Member> Pid<T> {
     #[inline]
     pub fn attach(&self, kind: PidType, task: KArc<T>) -> Result<(), AttachError> {
         let mut users = self.lists.lock();
-        if users.dead {
+        if self.dead.load(Relaxed) {
             return Err(AttachError::Dead);
         }
         let slot = match kind {
@@ -224,13 +299,14 @@ impl<T: Member> Pid<T> {
         Ok(())
     }
 
-    /// Makes `task` a member of the group and writes into `joined` how many have joined before it, itself included:
+    /// Makes `task` a member of the group and writes into `joined` how many have joined before it, itself included, in
+    /// all lives of the pid:
     /// the list is in that order (`replace` keeps the place). What [`for_each_task`](Self::for_each_task) needs to go on
     /// where it stopped. Context: as [`attach`](Self::attach).
     #[inline]
     pub fn attach_to_group(&self, task: KArc<T>, joined: &AtomicU64) -> Result<(), AttachError> {
         let mut users = self.lists.lock();
-        if users.dead {
+        if self.dead.load(Relaxed) {
             return Err(AttachError::Dead);
         }
         users.pgid.push_back(task).map_err(|_| AttachError::Busy)?;
@@ -259,7 +335,7 @@ impl<T: Member> Pid<T> {
         if gone.is_none() || !users.is_empty() {
             return false;
         }
-        users.dead = true;
+        self.dead.store(true, Relaxed);
         true
         // `gone` is dropped here, and is not the last reference: the caller holds one.
     }

@@ -140,13 +140,22 @@ impl<T: Object> RestPool<T> {
         self.queues()?.this_cpu(here).pop(min)
     }
 
-    /// Lets `idle` rest on this CPU, unless `max` do already or the pool is closed.
+    /// Lets `idle` rest on this CPU, in the pool that `pool_of` finds, unless `max` do already or the pool is closed. The
+    /// pool may be a part of what the object itself keeps.
     #[inline(always)]
-    pub fn push(&self, idle: Idle<T>, max: u32, here: &RcuGuard) -> Result<(), Idle<T>> {
-        let Some(queues) = self.queues() else {
+    pub fn push(
+        idle: Idle<T>,
+        pool_of: impl FnOnce(&T) -> &RestPool<T>,
+        max: u32,
+        here: &RcuGuard,
+    ) -> Result<(), Idle<T>> {
+        let Some(queues) = pool_of(&idle).queues() else {
             return Err(idle);
         };
-        let queue = queues.this_cpu(here);
+        let queue = ptr::from_ref(queues.this_cpu(here));
+        // SAFETY: alive with the pool, which the object may keep: a moved Idle leaves it where it is, and what is in the
+        // queue comes out after this section only (INV-REST-2).
+        let queue = unsafe { &*queue };
         if queue.len.load(Relaxed) >= max {
             return Err(idle);
         }

@@ -185,7 +185,7 @@ impl<E: Entry> XArray<E> {
 
     /// Takes out all entries and gives them to `f`.
     pub fn drain(&mut self, mut f: impl FnMut(u64, E)) {
-        self.tree.drain(|index, word| {
+        self.tree.drain(Retire::Now, |index, word| {
             // SAFETY: words are entries.
             if let Some(e) = unsafe { entry(word) } {
                 f(index, e);

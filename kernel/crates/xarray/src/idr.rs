@@ -416,7 +416,7 @@ impl<T: Object> Idr<T> {
 
 impl<T: Object> Drop for Idr<T> {
     fn drop(&mut self) {
-        self.tree.drain(|_, word| {
+        self.tree.drain(Retire::Now, |_, word| {
             if let Some(value) = NonNull::new(word).filter(|w| w.as_ptr() != RESERVED) {
                 // SAFETY: a reference of the map (INV-IDR-3).
                 drop(unsafe { KArc::<T>::from_raw(value.cast()) });

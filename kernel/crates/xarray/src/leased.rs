@@ -19,21 +19,23 @@
 //! What a CPU gets from the cursor is a *run* of nodes, longer each time up to [`RUN_MAX`] numbers, made in one hold; it
 //! goes from one to the next without the lock.
 //!
-//! A node counts what keeps it: slots that are taken, and numbers leased and not yet reached. One that nothing keeps stays
+//! An object that was shown keeps its slot as its [`Seat`](crate::Seat), by which it leaves and may come back.
+//!
+//! A node counts what keeps it: claims, seats, and numbers leased and not yet reached. One that nothing keeps stays
 //! where it is for the next round, until [`trim`](LeaseMap::trim). A small map begins with one lease for all CPUs, used
 //! under the lock, and gets one per CPU with its first further lease.
 //!
 //! Reuse. A number that is given back is given out again only after the cursor has gone round: after
-//! every lease of the range has been offered once. A chosen number may come back at any time.
+//! every lease of the range has been offered once. A chosen number, or one taken by its seat, may come back at any time.
 //!
 //! Lock order: `lease_map` is a leaf; RCU callbacks may be queued under it.
 //!
 //! Invariants
 //! - INV-LEASE-1 (one owner): a slot goes from null to not null by one compare-and-swap; whoever made
 //!   it owns the number until it stores null. Hence no number is given out twice, whatever leases say.
-//! - INV-LEASE-2 (kept nodes): `count` of a bottom node is the number of its slots that are not null
-//!   plus the numbers that leases of it have not reached. A node is unlinked only under the lock, after its count
-//!   went from 0 to [`DEAD`], from where it never rises. A [`Claim`] or a lease so keeps its node.
+//! - INV-LEASE-2 (kept nodes): `count` of a bottom node is the number of claims and seats in it plus the numbers that
+//!   leases of it have not reached. A node is unlinked only under the lock, after its count
+//!   went from 0 to [`DEAD`], from where it never rises. A [`Claim`], a [`Seat`](crate::Seat) or a lease so keeps its node.
 //! - INV-LEASE-3 (own CPU): a CPU's lease is touched by that CPU with preemption off; the common
 //!   one, used until `split`, under the lock.
 //! - INV-LEASE-4 (references): a visible word is `KArc::into_raw` of a reference the map owns; the word
@@ -542,23 +544,6 @@ impl<T: Object> LeaseMap<T> {
         self.shared.cursor.store(FIRST, Relaxed);
     }
 
-    /// Takes `object` out from under `id` and frees the number. False: something else is there. No lock unless it was
-    /// the last of its node.
-    #[inline]
-    pub fn remove(&self, id: u32, object: &KArc<T>, _here: &RcuGuard) -> Option<KArc<T>> {
-        // SAFETY: inside an RCU section.
-        let slot = unsafe { self.tree.slot(u64::from(id))? };
-        // SAFETY: as above.
-        let word = unsafe { &slot.node.as_ref().slots[slot.offset % SLOTS] };
-        let expected = KArc::as_ptr(object).cast_mut().cast::<()>();
-        ksync::arch::interleave();
-        word.compare_exchange(expected, ptr::null_mut(), AcqRel, Relaxed)
-            .ok()?;
-        self.let_go(slot.node);
-        // SAFETY: the word was a reference of the map and is cleared (INV-LEASE-4); it was not null.
-        Some(unsafe { KArc::from_raw(NonNull::new_unchecked(expected).cast()) })
-    }
-
     /// A reference to the object at `id`. Lockless.
     #[inline]
     pub fn get(&self, id: u32) -> Option<KArc<T>> {
@@ -589,24 +574,41 @@ impl<T: Object> LeaseMap<T> {
         }
     }
 
-    /// Panics on a broken invariant; returns (numbers taken, nodes). For tests, with nobody else around.
-    pub fn check_invariants(&self) -> (usize, usize) {
+    /// Panics on a broken invariant; returns (numbers taken, nodes, seats whose objects are away). For tests, with nobody else
+    /// around.
+    pub fn check_invariants(&self) -> (usize, usize, usize) {
         let _held = self.shared.lock.lock();
+        // SAFETY: the lock is held and nobody else is around.
+        let (nodes, shown, claimed, kept) = unsafe { self.reckon() };
+        assert!(kept >= shown + claimed, "INV-LEASE-2");
+        (shown + claimed, nodes, kept - shown - claimed)
+    }
+
+    /// Nodes, objects shown, numbers only claimed, and reasons to keep nodes, but for leases.
+    ///
+    /// # Safety
+    /// As for [`Tree::for_each_bottom`]. Nobody else is around.
+    unsafe fn reckon(&self) -> (usize, usize, usize, usize) {
         let mut leased = unreached(&self.common);
         if let Some(leases) = self.leases() {
             leased += leases.iter().map(unreached).sum::<usize>();
         }
-        let (mut taken, mut kept) = (0, 0);
-        // SAFETY: the lock is held and nobody else is around.
+        let (mut shown, mut claimed, mut kept) = (0, 0, 0);
+        // SAFETY: the caller's promise.
         let nodes = unsafe {
             self.tree.for_each_bottom(|node| {
                 let n = node.as_ref();
-                taken += (0..SLOTS).filter(|&o| !n.slot(o).is_null()).count();
+                for word in (0..SLOTS).map(|o| n.slot(o)).filter(|w| !w.is_null()) {
+                    *if word == RESERVED {
+                        &mut claimed
+                    } else {
+                        &mut shown
+                    } += 1;
+                }
                 kept += usize::from(n.count());
             })
         };
-        assert_eq!(kept, taken + leased, "INV-LEASE-2");
-        (taken, nodes)
+        (nodes, shown, claimed, kept - leased)
     }
 }
 
@@ -620,11 +622,22 @@ fn unreached(lease: &Lease) -> usize {
 
 impl<T: Object> Drop for LeaseMap<T> {
     fn drop(&mut self) {
+        // SAFETY: `&mut`.
+        let (_, _, claimed, kept) = unsafe { self.reckon() };
+        if kept != claimed {
+            // Somebody has a seat in it yet, a bug: the nodes stay, and a leak check finds them.
+            self.tree.forget();
+            #[cfg(test)]
+            assert!(
+                std::thread::panicking(),
+                "INV-SEAT-1: a seat outlives its map"
+            );
+        }
         if *self.split.get_mut() {
             // SAFETY: initialised (`split`), and not used again.
             unsafe { self.leases.get_mut().assume_init_drop() };
         }
-        self.tree.drain(|_, word| {
+        self.tree.drain(Retire::Rcu, |_, word| {
             if let Some(value) = NonNull::new(word).filter(|w| w.as_ptr() != RESERVED) {
                 // SAFETY: a reference of the map (INV-LEASE-4).
                 drop(unsafe { KArc::<T>::from_raw(value.cast()) });
@@ -649,7 +662,7 @@ pub enum SlowError {
 pub struct Claim<'m, T: Object> {
     map: &'m LeaseMap<T>,
     id: u32,
-    slot: SlotRef,
+    pub(crate) slot: SlotRef,
 }
 
 impl<T: Object> Claim<'_, T> {
@@ -657,16 +670,6 @@ impl<T: Object> Claim<'_, T> {
     #[inline(always)]
     pub fn id(&self) -> u32 {
         self.id
-    }
-
-    /// Shows `object` under the number, from now on. No walk, cannot fail.
-    #[inline(always)]
-    pub fn publish(self, object: KArc<T>) {
-        ksync::arch::interleave();
-        // SAFETY: the claim keeps the node (INV-LEASE-2). Release in `set_slot` makes the object's contents visible with
-        // it (INV-LEASE-4).
-        unsafe { self.slot.node.as_ref() }
-            .set_slot(self.slot.offset, KArc::into_raw(object).as_ptr().cast());
     }
 
     /// Frees the number.

@@ -15,13 +15,13 @@
 //! - [`Idr`]: numbers to counted objects, safe to use from crates that forbid unsafe code; any
 //!   number of them behind one [`IdrLock`].
 //!
-//! - [`LeaseMap`]: numbers to counted objects, taken by CPUs that do not meet.
+//! - [`LeaseMap`]: numbers to counted objects, taken by CPUs that do not meet; [`Seat`]: the slot that an object had.
 //! - [`PagedBitmap`], [`HashTable`]: which numbers are taken, and what they stand for, kept apart.
 //!
 //! Lock order. None of its own; an [`IdrLock`] is a leaf spinlock.
 //!
 //! Invariants: INV-XA-1..6 in `node` and `tree`, INV-IDR-1..3 in `idr`, INV-LEASE-1..4
-//! in `leased`, INV-BITMAP-1..2 in `bitmap`, INV-HASH-1..3 in `hash`.
+//! in `leased`, INV-SEAT-1 in `seat`, INV-BITMAP-1..2 in `bitmap`, INV-HASH-1..3 in `hash`.
 #![no_std]
 
 #[cfg(test)]
@@ -33,6 +33,7 @@ mod hash;
 mod idr;
 mod leased;
 mod node;
+mod seat;
 mod tree;
 
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub use hash::{Chain, HashGuard, HashTable};
 pub use idr::{AllocRange, Idr, IdrError, IdrGuard, IdrLock, Reserved};
 pub use leased::{Claim, LeaseMap, LeaseRange, SlowError};
 pub use node::{Preload, nr_nodes};
+pub use seat::Seat;
 
 /// An insertion needs this many nodes in the [`Preload`] (in all, not in addition). Nothing has
 /// changed.

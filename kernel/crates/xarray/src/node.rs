@@ -28,8 +28,9 @@ pub(crate) const SHIFT: u32 = 6;
 pub(crate) const SLOTS: usize = 1 << SHIFT;
 
 /// One node. All fields are atomics, so that a shared view suffices for the writer too; on the
-/// machine relaxed loads and stores are plain moves.
-#[repr(C)]
+/// machine relaxed loads and stores are plain moves. On lines of its own, and low bits of its address are free for a slot's
+/// number.
+#[repr(C, align(64))]
 pub(crate) struct Node {
     /// Entries or nodes; null: empty.
     pub slots: [AtomicPtr<()>; SLOTS],
@@ -46,7 +47,7 @@ pub(crate) struct Node {
     pub count: AtomicU16,
 }
 
-const _: () = assert!(size_of::<Node>() <= 560);
+const _: () = assert!(size_of::<Node>() <= 576);
 
 static NODES: KmemCache = KmemCache::new_static(
     "xarray_node",

@@ -376,23 +376,41 @@ fn leases_against_a_set() {
         if split {
             map.split().unwrap();
         }
-        let mut model: BTreeMap<u32, KArc<Thing>> = BTreeMap::new();
+        let mut model: BTreeMap<u32, (KArc<Thing>, Seat<Thing>)> = BTreeMap::new();
+        // Objects that are away, with seats that others may have taken meanwhile.
+        let mut away: Vec<(KArc<Thing>, Seat<Thing>)> = Vec::new();
         for (cpu, what, nr) in steps {
             ksync::arch::host::run_on(cpu, || match what {
-                0..5 => match claim(&map, RANGE) {
+                0..4 => match claim(&map, RANGE) {
                     Ok(claim) => {
                         let id = claim.id();
                         assert!((1..RANGE.limit).contains(&id) && !model.contains_key(&id), "INV-LEASE-1");
                         assert!(map.get(id).is_none(), "not before it is published");
-                        let thing = KArc::new(Thing(u64::from(id))).unwrap();
-                        claim.publish(thing.clone());
-                        model.insert(id, thing);
+                        let (thing, seat) = (KArc::new(Thing(u64::from(id))).unwrap(), Seat::none());
+                        claim.publish(thing.clone(), &seat);
+                        model.insert(id, (thing, seat));
                     }
                     Err(e) => {
                         assert_eq!(e, SlowError::Full);
                         assert!((RANGE.reserved..RANGE.limit).all(|id| model.contains_key(&id)));
                     }
                 },
+                4 => {
+                    if away.is_empty() {
+                        return;
+                    }
+                    let (thing, seat) = away.swap_remove(nr as usize % away.len());
+                    let (id, here) = (thing.0 as u32, rcu::read_lock());
+                    if !seat.take(&here) {
+                        assert!(model.contains_key(&id), "INV-LEASE-1");
+                    } else if nr % 3 == 0 {
+                        seat.cancel(&here);
+                    } else {
+                        assert!(map.get(id).is_none(), "not before it is shown");
+                        seat.show(thing.clone(), &here);
+                        assert!(model.insert(id, (thing, seat)).is_none(), "INV-LEASE-1");
+                    }
+                }
                 5 => match map.claim_at(nr) {
                     Ok(claim) => {
                         assert!(!model.contains_key(&nr));
@@ -403,17 +421,21 @@ fn leases_against_a_set() {
                 _ => {
                     let next = model.range(nr..).next().map(|(&id, _)| id);
                     assert_eq!(map.next(nr).map(|(id, _)| id), next);
-                    if let Some(thing) = next.and_then(|id| model.remove(&id)) {
+                    if let Some((thing, seat)) = next.and_then(|id| model.remove(&id)) {
                         let here = rcu::read_lock();
-                        assert!(map.remove(thing.0 as u32, &thing, &here).is_some());
-                        assert!(map.remove(thing.0 as u32, &thing, &here).is_none());
+                        assert!(seat.leave(&thing, &here).is_some());
+                        assert!(seat.leave(&thing, &here).is_none());
+                        away.push((thing, seat));
                     }
                 }
             });
-            assert_eq!(map.check_invariants().0, model.len());
+            let (taken, _, seats) = map.check_invariants();
+            assert_eq!((taken, seats), (model.len(), away.len()));
         }
+        away.clear();
+        model.values().for_each(|(_, seat)| seat.give_up());
         drop(map);
-        for thing in model.values() {
+        for (thing, _) in model.values() {
             assert_eq!(KArc::refcount(thing), 1);
         }
     });
@@ -444,12 +466,22 @@ fn overlapping_leases() -> Vec<ksync::arch::explore::Body> {
                     assert!(!taken.contains(&id), "INV-LEASE-1");
                     taken.push(id);
                 }
-                let thing = KArc::new(Thing(u64::from(id))).unwrap();
-                claim.publish(thing.clone());
-                ksync::arch::interleave();
-                taken.lock().unwrap().retain(|&other| other != id);
-                let here = rcu::read_lock();
-                assert!(map.remove(id, &thing, &here).is_some());
+                let (thing, seat) = (KArc::new(Thing(u64::from(id))).unwrap(), Seat::none());
+                claim.publish(thing.clone(), &seat);
+                for round in 0..3 {
+                    ksync::arch::interleave();
+                    taken.lock().unwrap().retain(|&other| other != id);
+                    let here = rcu::read_lock();
+                    assert!(seat.leave(&thing, &here).is_some());
+                    if round == 2 || !seat.take(&here) {
+                        break;
+                    }
+                    let mut taken = taken.lock().unwrap();
+                    assert!(!taken.contains(&id), "INV-LEASE-1");
+                    taken.push(id);
+                    drop(taken);
+                    seat.show(thing.clone(), &here);
+                }
             }
         })
     };

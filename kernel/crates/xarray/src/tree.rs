@@ -553,7 +553,7 @@ impl Tree {
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        self.drain(|_, _| {});
+        self.drain(Retire::Now, |_, _| {});
     }
 }
 

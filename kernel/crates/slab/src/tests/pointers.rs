@@ -360,7 +360,7 @@ const BEDS_MAX: u32 = 3;
 
 impl Sleeper {
     fn at_rest(idle: Idle<Self>, section: &RcuGuard) {
-        drop(BEDS.push(idle, BEDS_MAX, section));
+        drop(RestPool::push(idle, |_| &BEDS, BEDS_MAX, section));
     }
 }
 

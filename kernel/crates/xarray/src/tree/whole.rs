@@ -2,33 +2,39 @@
 //!
 //! Invariants: checks INV-XA-2 and INV-XA-3; relies on INV-XA-5.
 
-use super::{Tree, r};
-use crate::node::{Node, SHIFT, SLOTS, free_node};
+use super::{Retire, Tree, r, retire_node};
+use crate::node::{Node, SHIFT, SLOTS};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::*;
 
 impl Tree {
     /// Empties the tree and gives each word (visible or RESERVED) to `f`.
-    pub fn drain(&mut self, mut f: impl FnMut(u64, *mut ())) {
-        fn walk(node: NonNull<Node>, base: u64, f: &mut impl FnMut(u64, *mut ())) {
+    pub fn drain(&mut self, retire: Retire, mut f: impl FnMut(u64, *mut ())) {
+        fn walk(node: NonNull<Node>, base: u64, retire: Retire, f: &mut impl FnMut(u64, *mut ())) {
             // SAFETY: `&mut` of the tree: no readers, no writers.
             let n = unsafe { r(node) };
             for offset in 0..SLOTS {
                 let p = n.slot(offset);
                 let index = base | (offset as u64) << n.shift();
                 match NonNull::new(p.cast::<Node>()) {
-                    Some(child) if n.shift() > 0 => walk(child, index, f),
+                    Some(child) if n.shift() > 0 => walk(child, index, retire, f),
                     Some(_) => f(index, p),
                     None => {}
                 }
             }
             // SAFETY: as above; the node is not reached again.
-            unsafe { free_node(node) };
+            unsafe { retire_node(node, retire) };
         }
         if let Some(root) = self.root() {
             self.root.store(ptr::null_mut(), Relaxed);
-            walk(root, 0, &mut f);
+            walk(root, 0, retire, &mut f);
         }
+    }
+
+    /// Leaves all nodes to themselves.
+    #[cold]
+    pub fn forget(&mut self) {
+        self.root.store(ptr::null_mut(), Relaxed);
     }
 
     /// Gives each bottom node to `f`; returns how many nodes there are in all. The writer.
