@@ -60,8 +60,6 @@ pub enum AttachError {
 
 /// The object behind a number in a namespace and in its ancestors.
 pub struct Pid<T: Member> {
-    /// The leaf; keeps its ancestors.
-    ns: NsRef<T>,
     /// `numbers[i]`: the number at level i. Written before the pid is visible (INV-PID-3).
     inline: [AtomicU32; INLINE],
     deep: Option<KBox<Deep>>,
@@ -78,6 +76,8 @@ pub struct Pid<T: Member> {
     /// The node that it is in memory of.
     home: AtomicU16,
     lists: SpinLock<Users<T>>,
+    /// The leaf; keeps its ancestors. Dropped last: seats are in their maps.
+    ns: NsRef<T>,
 }
 
 slab::object!(impl[T: Member] Pid<T>, links = 0, rcu, rest = Pid::at_rest);

@@ -452,7 +452,6 @@ fn pids_come_back_as_they_were() {
         ksync::arch::host::set_cpu(0);
         assert_eq!(alloc_pid(leaf).err(), Some(PidError::NoMemory));
         inits.iter().for_each(free_pid);
-        drop(inits);
         for ns in chain.iter().rev() {
             drop(ns.set_child_reaper(None));
             ns.disable_allocation();
@@ -465,6 +464,8 @@ fn pids_come_back_as_they_were() {
             drop(ns);
         }
         drop(root);
+        // The last to keep the namespaces.
+        drop(inits);
         rcu::barrier();
     }
     rcu::barrier();
