@@ -68,6 +68,8 @@ const MM_OPS: &[&str] = &["fork", "exec", "forkexec", "threads"];
 const MMS: &[&str] = &[
     "separate", "merged", "uninit", "ctor", "lazy", "grouped", "single", "best",
 ];
+/// CPUs that a machine might have; fewer are there.
+const POSSIBLE: &[&str] = &["1", "8", "64", "256", "384"];
 /// Per-CPU memory and counters.
 const PERCPU: &[&str] = &["zeroed", "uninit", "add", "tree", "atomic", "sum"];
 /// Other mappings of a file.
@@ -123,7 +125,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "percpu",   doc: "per-CPU memory, and counters",
                 axes: &[("percpu_op", PERCPU)], ops: [640, 0, 2000], window: (20_000_000, 1_000_000) },
     Benchmark { name: "mm",       doc: "address spaces made and ended",
-                axes: &[("mm_op", MM_OPS), ("mm", MMS)], ops: [160, 0, 640], window: (1_000_000, 20_000) },
+                axes: &[("mm_op", MM_OPS), ("mm", MMS), ("possible", POSSIBLE)], ops: [160, 0, 640], window: (1_000_000, 20_000) },
     Benchmark { name: "rmap",     doc: "a mapping into a file's set and out",
                 axes: &[("mappings", SIZES)], ops: [640, 0, 2000], window: (2_000_000, 100_000) },
     Benchmark { name: "mmap",     doc: "mmap and munmap of a page of a file",
@@ -194,6 +196,7 @@ pub const FULL: &[Sweep] = &[
     Sweep { benchmark: "fork",     axes: &[("pid", PIDS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 1500.0) },
     Sweep { benchmark: "slab",     axes: &[("slab_pattern", PATTERNS)], cpus: PAIRS, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
     Sweep { benchmark: "percpu",   axes: &[("percpu_op", PERCPU)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (2.0, 100.0) },
+    Sweep { benchmark: "mm",       axes: &[("mm_op", &["fork", "exec", "threads"]), ("mm", MMS), ("possible", POSSIBLE)], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "mm",       axes: &[("mm_op", &["exec"]), ("mm", MMS)], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 1500.0) },
     Sweep { benchmark: "rmap",     axes: &[("i_mmap", I_MMAPS), ("mappings", SIZES)], cpus: &[1], on: Laptop, mode: Icount, detail: false, cost: BOOT },
     Sweep { benchmark: "rmap",     axes: &[("i_mmap", I_MMAPS), ("mappings", &["6000"])], cpus: SCALE, on: Hygon, mode: Numasim, detail: false, cost: (10.0, 500.0) },

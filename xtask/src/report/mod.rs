@@ -3,6 +3,7 @@
 //! The page needs nothing beside itself: style and plots are in it, in the colours of the reader's choice, light or dark.
 //! Below every figure stands the line that makes its data.
 
+mod growth;
 mod page;
 mod svg;
 
@@ -59,6 +60,7 @@ pub fn command(options: &Options) -> Result<()> {
     );
     compare::table(&rows);
     throughput_tables(&rows);
+    groups(&rows).iter().for_each(growth::tables);
     let html = options
         .html
         .clone()

@@ -1,6 +1,6 @@
 //! The page: figures under each other, each with the line that makes it.
 
-use super::{Group, groups, joined, name_in, series, svg};
+use super::{Group, groups, growth, joined, name_in, series, svg};
 use crate::{bench::compare, bench::results::Row};
 use kbench::{Record, record::Mode};
 use std::{collections::BTreeMap, fmt::Write};
@@ -33,6 +33,7 @@ pub fn page(rows: &[Row]) -> String {
     }
     let groups = groups(rows);
     groups.iter().for_each(|g| throughput(&mut html, g));
+    groups.iter().for_each(|g| by_possible_cpus(&mut html, g));
     for group in joined(groups.iter().filter(|g| g.detail).cloned()) {
         phases(&mut html, &group);
         locks(&mut html, &group);
@@ -87,6 +88,16 @@ fn throughput(html: &mut String, group: &Group<'_>) {
     figure(html, &title, &plot, caution(group.mode), &group.command());
 }
 
+/// What CPUs cost that there might be.
+fn by_possible_cpus(html: &mut String, group: &Group<'_>) {
+    for growth in growth::of(group) {
+        let title = format!("Path length of {}", growth.title);
+        let axis = "instructions per operation, median";
+        let plot = svg::lines(&title, "possible CPUs", axis, &growth.series);
+        figure(html, &title, &plot, caution(group.mode), &growth.command);
+    }
+}
+
 /// What one CPU executes for an operation: where CPUs take turns, throughput says nothing else. Benchmarks that have
 /// one figure each share a plot.
 fn path_lengths(html: &mut String, groups: &[Group<'_>]) {
@@ -96,7 +107,9 @@ fn path_lengths(html: &mut String, groups: &[Group<'_>]) {
         .filter(|g| g.mode == Mode::Icount && !g.detail)
     {
         let mut alone = group.clone();
-        alone.rows.retain(|(_, r)| r.workers == 1);
+        alone
+            .rows
+            .retain(|(row, r)| r.workers == 1 && !growth::is_about(row));
         match alone.rows.len() {
             0 => {}
             1 => single.push(alone),
