@@ -18,7 +18,7 @@ errnos! {
     ENOSPC = 28, ERANGE = 34, ENAMETOOLONG = 36, ENOSYS = 38, EOVERFLOW = 75, ETIMEDOUT = 110,
     ENOTSUP = 95, ESPIPE = 29, ENODATA = 61, ENOTSOCK = 88, EAFNOSUPPORT = 97,
     // Never seen by programs: what an interrupted call leaves for the way out.
-    ERESTARTSYS = 512, ERESTARTNOHAND = 514, ERESTART_RESTARTBLOCK = 516,
+    ERESTARTSYS = 512, ERESTARTNOINTR = 513, ERESTARTNOHAND = 514, ERESTART_RESTARTBLOCK = 516,
 }
 
 impl core::fmt::Display for Errno {
@@ -93,6 +93,7 @@ impl From<TaskError> for Errno {
             TaskError::NoSuchProcess => Errno::ESRCH,
             TaskError::NoChild => Errno::ECHILD,
             TaskError::Interrupted => Errno::ERESTARTSYS,
+            TaskError::Restart => Errno::ERESTARTNOINTR,
             TaskError::TooDeep => Errno::ENOSPC,
             TaskError::BadProgram => Errno::ENOEXEC,
             TaskError::TooBig => Errno::E2BIG,

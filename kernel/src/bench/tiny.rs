@@ -150,9 +150,16 @@ fn exec_tiny() -> Result<(), Errno> {
     exec(TINY)
 }
 
-/// Gives the program's file what it keeps once many have mapped it at the same time. Whether they do is chance, and no
-/// leak.
+/// Gives the program's file what it keeps once many have mapped it at the same time, and our group and session what they
+/// have once many have joined at the same time. Whether they do is chance, and no leak.
 pub fn settle() {
+    let (pgrp, session) = {
+        let me = current();
+        let state = me.process.lock.lock();
+        (state.pgrp.clone(), state.session.clone())
+    };
+    pgrp.open_crowd();
+    session.open_crowd();
     let fs = current().fs.lock().clone().expect("process 1 has a root");
     let file = vfs::open_exec(At::cwd(&fs), TINY, true).expect("/bin/tiny in the initramfs");
     if let Ok(Mappable::Cache(space)) = file.mappable() {

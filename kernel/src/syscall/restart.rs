@@ -1,4 +1,5 @@
-//! Calls that a signal interrupted: started again, or ended with EINTR, as the handler's flags say.
+//! Calls that a signal interrupted: started again, or ended with EINTR, as the handler's flags say; or always started
+//! again (fork).
 
 use super::SysResult;
 use crate::arch::PtRegs;
@@ -17,6 +18,7 @@ fn interrupted(regs: &PtRegs) -> Option<Errno> {
     let code = -(regs.rax as i64);
     [
         Errno::ERESTARTSYS,
+        Errno::ERESTARTNOINTR,
         Errno::ERESTARTNOHAND,
         Errno::ERESTART_RESTARTBLOCK,
     ]
@@ -29,7 +31,12 @@ pub fn before_handler(regs: &mut PtRegs, action: &SigAction) {
     let Some(code) = interrupted(regs) else {
         return;
     };
-    if code == Errno::ERESTARTSYS && action.flags & sa::RESTART != 0 {
+    let restarts = match code {
+        Errno::ERESTARTNOINTR => true,
+        Errno::ERESTARTSYS => action.flags & sa::RESTART != 0,
+        _ => false,
+    };
+    if restarts {
         regs.rax = regs.orig_rax;
         regs.rip -= SYSCALL_LEN;
     } else {

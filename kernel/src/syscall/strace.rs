@@ -309,6 +309,7 @@ fn errno_text(errno: usize) -> (&'static str, &'static str) {
         97 => ("EAFNOSUPPORT", "Address family not supported by protocol"),
         110 => ("ETIMEDOUT", "Connection timed out"),
         512 => ("ERESTARTSYS", "To be restarted if SA_RESTART is set"),
+        513 => ("ERESTARTNOINTR", "To be restarted"),
         514 => ("ERESTARTNOHAND", "To be restarted if no handler"),
         516 => ("ERESTART_RESTARTBLOCK", "Interrupted by signal"),
         _ => ("E?", "Unknown error"),

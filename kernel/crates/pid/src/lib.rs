@@ -42,6 +42,7 @@ extern crate std;
 
 mod alloc;
 mod bitmap_hash;
+mod crowd;
 mod idr;
 mod map;
 mod namespace;
@@ -51,6 +52,8 @@ mod sharded;
 mod xarray;
 
 #[cfg(test)]
+mod crowd_tests;
+#[cfg(test)]
 mod explored;
 #[cfg(test)]
 mod model;
@@ -59,6 +62,7 @@ mod tests;
 
 pub use alloc::{alloc_pid, alloc_pid_with, find_ge_pid, find_pid_ns, free_pid, visit_pids};
 pub use bitmap_hash::BitmapHashMap;
+pub use crowd::Place;
 pub use idr::{IdrMap, Lazy, Preloaded, Refill, nr_dropped};
 pub use map::{MapVisitor, PidMap, PidMapKind, PidMaps, Plan};
 pub use namespace::{NsError, NsRef, PIDNS_ADDING, PidMaxError, PidNamespace};

@@ -7,7 +7,8 @@
 //! Mechanism. Numbers of the first four levels are inline, so that common pids need one
 //! allocation; deeper ones have a box. Which namespace a number belongs to need not be stored: it
 //! is the leaf's ancestor at that level, and the Pid keeps the leaf. At most one task uses a pid
-//! as PID and one as TGID: two slots; groups and sessions are lists through the task's links.
+//! as PID and one as TGID: two slots; groups and sessions are lists through the task's links, here or, when many join and
+//! leave at once, in a [`crowd`](crate::crowd).
 //!
 //! Another life. With a map that keeps pids ([`Extra::One`] and so on) the object whose last reference is gone may
 //! rest, and come back with the same numbers. Whoever holds a reference holds one life of it.
@@ -17,13 +18,15 @@
 //! Invariants: INV-PID-3, INV-PID-5, and
 //! - INV-PID-7 (no return): once the last member has left, nobody joins.
 
+use crate::crowd::{Crowd, Lists};
 use crate::namespace::{NsRef, PidNamespace};
 use crate::sharded::ShardedMap;
 use crate::{MAX_NUMBERS, Member};
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
 use ksync::rcu::RcuGuard;
 use ksync::{SpinLock, arch, lock_class};
-use slab::{AllocError, Idle, KArc, KBox, List};
+use slab::{AllocError, Idle, KArc, KBox};
+use spin::Once;
 use xarray::{Chain, Seat};
 
 /// What a task uses a pid as.
@@ -71,8 +74,12 @@ pub struct Pid<T: Member> {
     freed: AtomicBool,
     /// INV-PID-7. Written under the lists' lock, and before another life.
     dead: AtomicBool,
-    /// Its numbers may be had again together. Written before the pid is visible.
+    /// Its numbers may be had again together. Written before the pid is visible; false for good once there is a crowd.
     may_rest: AtomicBool,
+    /// Somebody found the lists' lock taken who wanted to join.
+    contended: AtomicBool,
+    /// INV-CROWD-1.
+    crowd: Once<KBox<Crowd<T>>>,
     /// The node that it is in memory of.
     home: AtomicU16,
     lists: SpinLock<Users<T>>,
@@ -109,13 +116,14 @@ impl<T: Member> Extra<T> {
 }
 
 /// Who uses a pid. Each entry owns a reference to the task.
-struct Users<T: Member> {
+pub(crate) struct Users<T: Member> {
     pid: Option<KArc<T>>,
     tgid: Option<KArc<T>>,
-    pgid: List<T, PGID_SLOT>,
-    sid: List<T, SID_SLOT>,
-    /// Members that have joined the group so far.
-    joins: u64,
+    pub(crate) lists: Lists<T>,
+    /// INV-CROWD-2.
+    pub(crate) crowded: bool,
+    /// Walks under way.
+    pub(crate) walks: u32,
 }
 
 /// Room for the numbers of a new pid.
@@ -146,14 +154,16 @@ impl<T: Member> Pid<T> {
             freed: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             may_rest: AtomicBool::new(false),
+            contended: AtomicBool::new(false),
+            crowd: Once::new(),
             home: AtomicU16::new(0),
             lists: SpinLock::new(
                 Users {
                     pid: None,
                     tgid: None,
-                    pgid: List::new(),
-                    sid: List::new(),
-                    joins: 0,
+                    lists: Lists::new(),
+                    crowded: false,
+                    walks: 0,
                 },
                 lock_class!("pid_lists"),
             ),
@@ -276,19 +286,56 @@ impl<T: Member> Pid<T> {
 
     // --- users ---------------------------------------------------------------------------------
 
-    /// Makes `task` a user. Context: any but hard IRQ, spinlocks of outer order may be held.
+    #[inline(always)]
+    pub(crate) fn users(&self) -> &SpinLock<Users<T>> {
+        &self.lists
+    }
+
+    #[inline(always)]
+    pub(crate) fn crowd(&self) -> Option<&Crowd<T>> {
+        self.crowd.get().map(|crowd| &**crowd)
+    }
+
+    /// Context: under the lists' lock, once (INV-CROWD-1).
+    pub(crate) fn set_crowd(&self, crowd: KBox<Crowd<T>>) {
+        // The next life would find it closed.
+        self.may_rest.store(false, Relaxed);
+        self.crowd.call_once(|| crowd);
+    }
+
+    #[cold]
+    pub(crate) fn note_contention(&self) {
+        self.contended.store(true, Relaxed);
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_contended(&self) -> bool {
+        self.contended.load(Relaxed)
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Relaxed)
+    }
+
+    /// Context: under the lists' lock. True: nobody uses it, and nobody will.
+    #[inline(always)]
+    pub(crate) fn end_if_unused(&self, users: &Users<T>) -> bool {
+        if users.is_empty() {
+            self.dead.store(true, Relaxed);
+        }
+        users.is_empty()
+    }
+
+    /// Makes `task` the one that uses it as PID or as TGID; members of groups and sessions [`join`](Self::join). Context:
+    /// any but hard IRQ, spinlocks of outer order may be held.
     #[inline]
     pub fn attach(&self, kind: PidType, task: KArc<T>) -> Result<(), AttachError> {
         let mut users = self.lists.lock();
-        if self.dead.load(Relaxed) {
+        if self.is_dead() {
             return Err(AttachError::Dead);
         }
-        let slot = match kind {
-            PidType::Pid => &mut users.pid,
-            PidType::Tgid => &mut users.tgid,
-            PidType::Pgid => return users.pgid.push_back(task).map_err(|_| AttachError::Busy),
-            PidType::Sid => return users.sid.push_back(task).map_err(|_| AttachError::Busy),
-        };
+        let slot = users.slot(kind).ok_or(AttachError::Busy)?;
         if slot.is_some() {
             return Err(AttachError::Busy);
         }
@@ -299,64 +346,29 @@ impl<T: Member> Pid<T> {
         Ok(())
     }
 
-    /// Makes `task` a member of the group and writes into `joined` how many have joined before it, itself included, in
-    /// all lives of the pid:
-    /// the list is in that order (`replace` keeps the place). What [`for_each_task`](Self::for_each_task) needs to go on
-    /// where it stopped. Context: as [`attach`](Self::attach).
-    #[inline]
-    pub fn attach_to_group(&self, task: KArc<T>, joined: &AtomicU64) -> Result<(), AttachError> {
-        let mut users = self.lists.lock();
-        if self.dead.load(Relaxed) {
-            return Err(AttachError::Dead);
-        }
-        users.pgid.push_back(task).map_err(|_| AttachError::Busy)?;
-        users.joins += 1;
-        joined.store(users.joins, Relaxed);
-        Ok(())
-    }
-
-    /// Ends `task`'s use of the pid. True if it was the last use of any kind: nobody can attach any
+    /// Ends `task`'s use of the pid as PID or TGID. True if it was the last use of any kind: nobody can attach any
     /// more, and the caller calls [`free_pid`](crate::free_pid). Not a user: nothing, false.
     #[inline]
     #[must_use = "the last one out frees the pid"]
     pub fn detach(&self, kind: PidType, task: &KArc<T>) -> bool {
+        if kind == PidType::Tgid {
+            self.close_crowd();
+        }
         let mut users = self.lists.lock();
         let is_task = |slot: &mut KArc<T>| KArc::ptr_eq(slot, task);
-        let gone = match kind {
-            PidType::Pid => users.pid.take_if(is_task),
-            PidType::Tgid => {
-                let gone = users.tgid.take_if(is_task);
-                self.is_process.store(users.tgid.is_some(), Relaxed);
-                gone
-            }
-            PidType::Pgid => users.pgid.remove(task),
-            PidType::Sid => users.sid.remove(task),
-        };
-        if gone.is_none() || !users.is_empty() {
-            return false;
+        let gone = users.slot(kind).and_then(|slot| slot.take_if(is_task));
+        if kind == PidType::Tgid {
+            self.is_process.store(users.tgid.is_some(), Relaxed);
         }
-        self.dead.store(true, Relaxed);
-        true
+        gone.is_some() && self.end_if_unused(&users)
         // `gone` is dropped here, and is not the last reference: the caller holds one.
     }
 
     /// Puts `new` where `old` was (exec by a thread that is not the leader). False: `old` is no user.
     pub fn replace(&self, kind: PidType, old: &KArc<T>, new: KArc<T>) -> bool {
         let mut users = self.lists.lock();
-        let slot = match kind {
-            PidType::Pid => &mut users.pid,
-            PidType::Tgid => &mut users.tgid,
-            PidType::Pgid => {
-                return users.pgid.insert_before(old, new).is_ok()
-                    && users.pgid.remove(old).is_some();
-            }
-            PidType::Sid => {
-                return users.sid.insert_before(old, new).is_ok()
-                    && users.sid.remove(old).is_some();
-            }
-        };
-        match slot {
-            Some(task) if KArc::ptr_eq(task, old) => {
+        match users.slot(kind) {
+            Some(Some(task)) if KArc::ptr_eq(task, old) => {
                 *task = new;
                 true
             }
@@ -364,16 +376,10 @@ impl<T: Member> Pid<T> {
         }
     }
 
-    /// The (first) task that uses the pid as `kind`.
+    /// The task that uses the pid as PID or TGID.
     #[inline]
     pub fn task(&self, kind: PidType) -> Option<KArc<T>> {
-        let users = self.lists.lock();
-        match kind {
-            PidType::Pid => users.pid.clone(),
-            PidType::Tgid => users.tgid.clone(),
-            PidType::Pgid => users.pgid.front().cloned(),
-            PidType::Sid => users.sid.front().cloned(),
-        }
+        self.lists.lock().slot(kind)?.clone()
     }
 
     /// Whether some task uses the pid as TGID: a glance, without the lock.
@@ -382,16 +388,13 @@ impl<T: Member> Pid<T> {
         self.is_process.load(Relaxed)
     }
 
-    /// Whether some task uses the pid as `kind`.
+    /// Whether some task uses the pid as PID or TGID.
     #[inline]
     pub fn has_task(&self, kind: PidType) -> bool {
-        let users = self.lists.lock();
-        match kind {
-            PidType::Pid => users.pid.is_some(),
-            PidType::Tgid => users.tgid.is_some(),
-            PidType::Pgid => !users.pgid.is_empty(),
-            PidType::Sid => !users.sid.is_empty(),
-        }
+        self.lists
+            .lock()
+            .slot(kind)
+            .is_some_and(|slot| slot.is_some())
     }
 
     /// Whether some task uses the pid as anything.
@@ -399,24 +402,26 @@ impl<T: Member> Pid<T> {
     pub fn is_used(&self) -> bool {
         !self.lists.lock().is_empty()
     }
-
-    /// Calls `visit` for each task that uses the pid as `kind`, until it says stop (false). It runs
-    /// under the pid's lock: it may not sleep, nor attach or detach here.
-    pub fn for_each_task(&self, kind: PidType, mut visit: impl FnMut(&KArc<T>) -> bool) {
-        let users = self.lists.lock();
-        match kind {
-            PidType::Pid => users.pid.iter().all(visit),
-            PidType::Tgid => users.tgid.iter().all(visit),
-            PidType::Pgid => users.pgid.iter().all(&mut visit),
-            PidType::Sid => users.sid.iter().all(&mut visit),
-        };
-    }
 }
 
 impl<T: Member> Users<T> {
     #[inline(always)]
     fn is_empty(&self) -> bool {
-        self.pid.is_none() && self.tgid.is_none() && self.pgid.is_empty() && self.sid.is_empty()
+        self.pid.is_none() && self.tgid.is_none() && self.lists.is_empty() && !self.crowded
+    }
+
+    #[inline(always)]
+    fn slot(&mut self, kind: PidType) -> Option<&mut Option<KArc<T>>> {
+        match kind {
+            PidType::Pid => Some(&mut self.pid),
+            PidType::Tgid => Some(&mut self.tgid),
+            PidType::Pgid | PidType::Sid => None,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_process(&self) -> bool {
+        self.tgid.is_some()
     }
 }
 

@@ -522,73 +522,34 @@ fn the_last_user_frees(kind: PidMapKind) {
     let (ns, _init) = root_with_init(kind);
     let pid = alloc_pid(&ns).unwrap();
     let (a, b) = (task(1), task(2));
+    let [place, other] = [const { Place::new() }; 2];
     assert_eq!(pid.attach(PidType::Pid, a.clone()), Ok(()));
     assert_eq!(pid.attach(PidType::Pid, b.clone()), Err(AttachError::Busy));
     assert_eq!(pid.attach(PidType::Tgid, a.clone()), Ok(()));
-    assert_eq!(pid.attach(PidType::Pgid, a.clone()), Ok(()));
-    assert_eq!(pid.attach(PidType::Pgid, b.clone()), Ok(()));
-    assert_eq!(pid.attach(PidType::Pgid, b.clone()), Err(AttachError::Busy));
-    let mut seen = Vec::new();
-    pid.for_each_task(PidType::Pgid, |t| {
-        seen.push(t.0);
-        true
-    });
-    assert_eq!(seen, [1, 2]);
-    assert!(!pid.detach(PidType::Sid, &a), "not a user");
+    assert_eq!(pid.join(PidType::Pgid, a.clone(), &place), Ok(()));
+    assert_eq!(pid.join(PidType::Pgid, b.clone(), &other), Ok(()));
+    assert_eq!(
+        pid.join(PidType::Pgid, b.clone(), &other),
+        Err(AttachError::Busy)
+    );
+    assert!(!pid.leave(PidType::Sid, &a, &place), "not a member");
     assert!(!pid.detach(PidType::Pid, &b), "not the user");
     assert!(!pid.detach(PidType::Pid, &a));
-    assert!(!pid.detach(PidType::Pgid, &a));
+    assert!(!pid.leave(PidType::Pgid, &a, &place));
     assert!(pid.replace(PidType::Tgid, &a, b.clone()));
     assert!(!pid.replace(PidType::Tgid, &a, b.clone()));
     assert_eq!(pid.task(PidType::Tgid).unwrap().0, 2);
     assert!(!pid.detach(PidType::Tgid, &b));
-    assert!(pid.is_used() && pid.has_task(PidType::Pgid));
-    assert!(pid.replace(PidType::Pgid, &b, a.clone()));
-    assert!(pid.detach(PidType::Pgid, &a), "the last one");
-    assert_eq!(pid.attach(PidType::Sid, a.clone()), Err(AttachError::Dead));
+    assert!(pid.is_used() && pid.has_members(PidType::Pgid));
+    assert!(pid.replace_member(PidType::Pgid, &b, a.clone(), &other));
+    assert!(pid.leave(PidType::Pgid, &a, &other), "the last one");
+    assert_eq!(
+        pid.join(PidType::Sid, a.clone(), &place),
+        Err(AttachError::Dead)
+    );
     assert_eq!((KArc::refcount(&a), KArc::refcount(&b)), (1, 1));
     free_pid(&pid);
     assert!(find_pid_ns(pid.nr(), &ns).is_none());
-}
-
-fn a_group_knows_the_order_of_joining(kind: PidMapKind) {
-    let (ns, _init) = root_with_init(kind);
-    let pid = alloc_pid(&ns).unwrap();
-    let members: Vec<_> = (1..=5).map(|i| (task(i), AtomicU64::new(0))).collect();
-    for (task, joined) in &members {
-        assert_eq!(pid.attach_to_group(task.clone(), joined), Ok(()));
-        assert_eq!(
-            pid.attach_to_group(task.clone(), joined),
-            Err(AttachError::Busy)
-        );
-    }
-    assert!(members.iter().map(|m| m.1.load(Relaxed)).eq(1..=5));
-    // Who leaves and comes back is the last; the others keep their order.
-    let (task, joined) = &members[1];
-    assert!(!pid.detach(PidType::Pgid, task));
-    assert_eq!(pid.attach_to_group(task.clone(), joined), Ok(()));
-    let mut order = Vec::new();
-    pid.for_each_task(PidType::Pgid, |t| {
-        order.push(
-            members
-                .iter()
-                .find(|m| KArc::ptr_eq(&m.0, t))
-                .unwrap()
-                .1
-                .load(Relaxed),
-        );
-        true
-    });
-    assert_eq!(order, [1, 3, 4, 5, 6]);
-    for (i, (task, _)) in members.iter().enumerate() {
-        assert_eq!(pid.detach(PidType::Pgid, task), i == 4);
-    }
-    let (task, joined) = &members[0];
-    assert_eq!(
-        pid.attach_to_group(task.clone(), joined),
-        Err(AttachError::Dead)
-    );
-    free_pid(&pid);
 }
 
 fn a_dying_init_waits_for_the_others(kind: PidMapKind) {
@@ -767,7 +728,6 @@ for_every_kind! {
     the_last_namespace_is_32_deep
     every_allocation_may_fail
     the_last_user_frees
-    a_group_knows_the_order_of_joining
     a_dying_init_waits_for_the_others
     nothing_appears_after_a_stop
     storm

@@ -24,6 +24,8 @@ pub enum TaskError {
     NoChild,
     /// A signal ended the wait; ERESTARTSYS.
     Interrupted,
+    /// A signal comes first, then the call is made again whatever its handler says; ERESTARTNOINTR.
+    Restart,
     /// ENOSPC: namespaces nest too deep.
     TooDeep,
     /// ENOEXEC: not a program for this machine.

@@ -221,6 +221,8 @@ fn new_process(cur: &Task, args: &CloneArgs, pid: &PidHandle) -> Result<KArc<Pro
         let state = cur.process.lock.lock();
         (state.pgrp.clone(), state.session.clone())
     };
+    pgrp.make_room();
+    session.make_room();
     let process = KArc::new(Process::new(pid.pid().clone(), pgrp, session, sighand))?;
     process.limits.inherit(&cur.process.limits);
     process
@@ -285,7 +287,8 @@ impl NewTask {
     /// Links the thread where it can be found. `cur` is the thread that clones.
     ///
     /// # Errors
-    /// `Interrupted` when `cur` was killed meanwhile, `NoMemory` when the namespace has stopped taking processes (its
+    /// `Interrupted` when `cur` was killed meanwhile, `Restart` when it has a signal to take first: a signal to its group
+    /// that was there before the child joins would not reach the child (INV-CROWD's walks rely on this). `NoMemory` when the namespace has stopped taking processes (its
     /// init died); the new thread is undone.
     pub fn publish(self, cur: &Task, now_ns: u64) -> Result<KArc<Task>, TaskError> {
         let NewTask {
@@ -318,6 +321,10 @@ impl NewTask {
             if is_own && state.group_exit.is_some() {
                 drop(state);
                 return Err(undo(task, pid, TaskError::Interrupted));
+            }
+            if cur.has_signal_work() {
+                drop(state);
+                return Err(undo(task, pid, TaskError::Restart));
             }
             if !pid.pid().ns().is_adding() {
                 drop(state);

@@ -4,22 +4,17 @@
 //! # Invariants
 //! - INV-PIDS-1: a process's leader is a member of its pid as PID and TGID, and of its group's and session's pids, from
 //!   `publish` until the process is reaped; a further thread is a member of its own pid as PID until it exits.
-//! - INV-PIDS-2: `group_joined` of a group's members grows along the list: it is set under the list's lock, by who appends.
 
 use crate::cred::Cred;
-use crate::process::Process;
+use crate::process::{Process, ProcessState};
 use crate::signal::{self, SigInfo};
 use crate::task::Task;
 use crate::wait::{self, Which, options};
 use crate::{PidNamespace, TaskError, TaskPid};
-use core::sync::atomic::Ordering::Relaxed;
 use kbench::Phase;
 use ksync::trace;
-use pid::{PidType, find_ge_pid, find_pid_ns, free_pid, pid_nr_ns};
+use pid::{AttachError, PidType, Place, find_ge_pid, find_pid_ns, free_pid, pid_nr_ns};
 use slab::KArc;
-
-/// Members of a group that are looked up under one hold of its list.
-const BATCH: usize = 32;
 
 /// A pid that was taken and not yet published; dropping it gives the number back.
 pub struct PidHandle {
@@ -36,29 +31,34 @@ impl PidHandle {
     /// Makes the new task a member where INV-PIDS-1 says; the pid is its members' from now on.
     pub(crate) fn attach(mut self, task: &KArc<Task>, is_new_process: bool) {
         let Some(pid) = self.pid.take() else { return };
-        let join = |pid: &TaskPid, kind| {
-            let joined = pid.attach(kind, task.clone());
+        let joined = |kind: PidType, joined: Result<(), AttachError>| {
             assert!(
                 joined.is_ok(),
                 "INV-PIDS-1: a new task joins as {kind:?}: {joined:?}"
             );
         };
-        join(&pid, PidType::Pid);
+        joined(PidType::Pid, pid.attach(PidType::Pid, task.clone()));
         if is_new_process {
-            join(&pid, PidType::Tgid);
-            let (pgrp, session) = {
-                ksync::lockdep::nested();
-                let state = task.process.lock.lock();
-                (state.pgrp.clone(), state.session.clone())
-            };
-            let joined = pgrp.attach_to_group(task.clone(), &task.process.group_joined);
-            assert!(
-                joined.is_ok(),
-                "INV-PIDS-1: a new task joins its group: {joined:?}"
-            );
-            join(&session, PidType::Sid);
+            joined(PidType::Tgid, pid.attach(PidType::Tgid, task.clone()));
+            ksync::lockdep::nested();
+            let process = &task.process;
+            let state = process.lock.lock();
+            for (pid, kind, place) in memberships(process, &state) {
+                joined(kind, pid.join(kind, task.clone(), place));
+            }
         }
     }
+}
+
+/// The group and the session of a process, and its places there.
+fn memberships<'a>(
+    process: &'a Process,
+    state: &'a ProcessState,
+) -> [(&'a KArc<TaskPid>, PidType, &'a Place); 2] {
+    [
+        (&state.pgrp, PidType::Pgid, &process.group_place),
+        (&state.session, PidType::Sid, &process.session_place),
+    ]
 }
 
 impl Drop for PidHandle {
@@ -110,6 +110,13 @@ fn leave(pid: &KArc<TaskPid>, kind: PidType, task: &KArc<Task>) {
     trace::end(Phase::FreePid as usize, timer);
 }
 
+/// Leaves a group or session.
+fn part(pid: &KArc<TaskPid>, kind: PidType, task: &KArc<Task>, place: &Place) {
+    if pid.leave(kind, task, place) {
+        free_pid(pid);
+    }
+}
+
 /// Gives back the id of a thread that is not its process's leader.
 pub(crate) fn release_thread(task: &KArc<Task>) {
     leave(&task.own_pid, PidType::Pid, task);
@@ -120,12 +127,13 @@ pub(crate) fn release_process(process: &KArc<Process>) {
     let Some(leader) = process.pid.task(PidType::Tgid) else {
         return;
     };
-    let (pgrp, session) = {
-        let state = process.lock.lock();
-        (state.pgrp.clone(), state.session.clone())
-    };
-    leave(&pgrp, PidType::Pgid, &leader);
-    leave(&session, PidType::Sid, &leader);
+    let timer = trace::begin();
+    let state = process.lock.lock();
+    let last = memberships(process, &state)
+        .map(|(pid, kind, place)| pid.leave(kind, &leader, place).then(|| pid.clone()));
+    drop(state);
+    last.iter().flatten().for_each(free_pid);
+    trace::end(Phase::FreePid as usize, timer);
     leave(&process.pid, PidType::Tgid, &leader);
     leave(&process.pid, PidType::Pid, &leader);
 }
@@ -137,22 +145,16 @@ pub(crate) fn take_over_leader(task: &KArc<Task>) {
     let Some(old) = process.pid.task(PidType::Tgid) else {
         return;
     };
-    let (pgrp, session) = {
-        let state = process.lock.lock();
-        (state.pgrp.clone(), state.session.clone())
-    };
-    for (pid, kind) in [
-        (&process.pid, PidType::Pid),
-        (&process.pid, PidType::Tgid),
-        (&pgrp, PidType::Pgid),
-        (&session, PidType::Sid),
-    ] {
-        let replaced = pid.replace(kind, &old, task.clone());
-        debug_assert!(
-            replaced,
-            "INV-PIDS-1: the old leader is a member as {kind:?}"
-        );
+    let state = process.lock.lock();
+    for kind in [PidType::Pid, PidType::Tgid] {
+        let replaced = process.pid.replace(kind, &old, task.clone());
+        debug_assert!(replaced, "INV-PIDS-1: the old leader is {kind:?}");
     }
+    for (pid, kind, place) in memberships(process, &state) {
+        let replaced = pid.replace_member(kind, &old, task.clone(), place);
+        debug_assert!(replaced, "INV-PIDS-1: the old leader is in its {kind:?}");
+    }
+    drop(state);
     leave(&task.own_pid, PidType::Pid, task);
     task.promote();
     let namespace = process.pid.ns();
@@ -194,28 +196,9 @@ pub fn next_process(nr: u32, namespace: &PidNamespace) -> Option<(u32, KArc<Proc
 }
 
 /// Calls `f` for each process of a group, those included that join while it runs; returns how many there were. Allocates
-/// nothing: a group can be killed when there is no memory. `f` takes process locks, under which fork takes the list's: so
-/// it is called without, for a batch at a time, and the walk goes on behind the last that it saw (INV-PIDS-2).
+/// nothing. `f` takes process locks, under which fork takes the lists': so it is called without.
 pub fn for_each_in_group(pgrp: &TaskPid, mut f: impl FnMut(&KArc<Process>)) -> usize {
-    let (mut nr, mut last) = (0, 0);
-    loop {
-        let mut batch: [Option<KArc<Process>>; BATCH] = [const { None }; BATCH];
-        let mut len = 0;
-        pgrp.for_each_task(PidType::Pgid, |task| {
-            let joined = task.process.group_joined.load(Relaxed);
-            if joined > last {
-                last = joined;
-                batch[len] = Some(task.process.clone());
-                len += 1;
-            }
-            len < BATCH
-        });
-        if len == 0 {
-            return nr;
-        }
-        batch[..len].iter().flatten().for_each(&mut f);
-        nr += len;
-    }
+    pgrp.for_each_in_group(|task| &task.process.group_place, |task| f(&task.process))
 }
 
 /// Moves a process to group `pgrp`. Its parent's lock or its own situation keeps it from being reaped meanwhile.
@@ -227,9 +210,10 @@ pub fn set_group(process: &KArc<Process>, pgrp: &KArc<TaskPid>) -> Result<(), Ta
     if KArc::ptr_eq(&old, pgrp) {
         return Ok(());
     }
-    leave(&old, PidType::Pgid, &leader);
+    let place = &process.group_place;
+    part(&old, PidType::Pgid, &leader, place);
     // A group that lives has a member; our own pid's group lives by our being its member as PID.
-    pgrp.attach_to_group(leader, &process.group_joined)
+    pgrp.join(PidType::Pgid, leader, place)
         .map_err(|_| TaskError::NotPermitted)?;
     process.lock.lock().pgrp = pgrp.clone();
     Ok(())
@@ -240,16 +224,17 @@ pub fn new_session(process: &KArc<Process>) -> Result<i32, TaskError> {
     let Some(leader) = process.pid.task(PidType::Tgid) else {
         return Err(TaskError::NoSuchProcess);
     };
-    if process.pid.has_task(PidType::Pgid) {
+    if process.pid.has_members(PidType::Pgid) {
         return Err(TaskError::NotPermitted);
     }
     let session = process.lock.lock().session.clone();
     set_group(process, &process.pid)?;
     if !KArc::ptr_eq(&session, &process.pid) {
-        leave(&session, PidType::Sid, &leader);
+        let place = &process.session_place;
+        part(&session, PidType::Sid, &leader, place);
         process
             .pid
-            .attach(PidType::Sid, leader)
+            .join(PidType::Sid, leader, place)
             .map_err(|_| TaskError::NotPermitted)?;
         process.lock.lock().session = process.pid.clone();
     }

@@ -22,6 +22,7 @@ use crate::signal::{Pending, SigHand};
 use crate::task::{Task, flags, slot};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use ksync::{SpinGuard, SpinLock, WaitQueue, lock_class};
+use pid::Place;
 use slab::{KArc, List};
 
 /// What the threads of a process share. Link slot 0: its parent's list.
@@ -53,8 +54,9 @@ pub struct Process {
     pub did_exec: AtomicBool,
     /// When it began, in nanoseconds since boot.
     pub start_time_ns: AtomicU64,
-    /// Its place in the order of joining its group (INV-PIDS-2).
-    pub(crate) group_joined: AtomicU64,
+    /// Where its leader is in its group's and in its session's lists.
+    pub(crate) group_place: Place,
+    pub(crate) session_place: Place,
 }
 slab::object!(Process, "signal_struct", links = 1, rcu);
 
@@ -144,7 +146,8 @@ impl Process {
             exit_signal: AtomicU32::new(crate::signal::SIGCHLD),
             did_exec: AtomicBool::new(false),
             start_time_ns: AtomicU64::new(0),
-            group_joined: AtomicU64::new(0),
+            group_place: Place::new(),
+            session_place: Place::new(),
         }
     }
 
