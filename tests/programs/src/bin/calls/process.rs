@@ -21,6 +21,11 @@ pub fn run(t: &mut Suite) {
     faults(t);
     namespaces(t);
     many(t);
+    t.is(
+        "kill: a group that forks all the time",
+        as_namespace_init(end_runners).number(),
+        0,
+    );
 }
 
 const CHILD: usize = SIGCHLD as usize;
@@ -580,4 +585,41 @@ fn generation(left: u32) -> End {
             generation(left - 1).number() as i32
         }
     })
+}
+
+/// Forks, leaves the rest to the child and ends, until a signal comes.
+fn run_away() -> i32 {
+    loop {
+        match sys!(FORK) {
+            0 => {}
+            child if child > 0 => return 0,
+            _ => _ = sys!(SCHED_YIELD),
+        }
+    }
+}
+
+/// Processes whose whole life is a fork are all ended by one signal to their group, sent while they are born. The first
+/// process of a namespace, to which all of them fall.
+fn end_runners() -> i32 {
+    for _ in 0..8 {
+        let group = fork(|| {
+            sys!(SETPGID, 0, 0);
+            for _ in 0..3 {
+                fork(run_away);
+            }
+            run_away()
+        });
+        while sys!(GETPGID, group) != group {
+            sys!(SCHED_YIELD);
+        }
+        rt::time::sleep_ns(2_000_000);
+        if kill(-group, SIGTERM) != 0 {
+            return 1;
+        }
+        while sys!(WAIT4, -1isize, 0, 0, 0) > 0 {}
+        if kill(-group, 0) != Errno::ESRCH.raw() {
+            return 2;
+        }
+    }
+    0
 }
