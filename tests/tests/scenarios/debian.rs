@@ -100,6 +100,15 @@ pub const BUSYBOX: &[(&str, usize, Body)] = &[
         says_row(&outcome, &["2", "1", "S", "sleep"])?;
         says_row(&outcome, &["4", "1", "R", "ps"])
     }),
+    ("busybox::who_maps_a_file", 1, || {
+        // Everybody maps busybox; who has ended no longer does.
+        let text = "sleep 100 & sleep 100 & for p in 1 2 3; do \
+            until grep -q \"^ *$p [0-9a-f]*-[0-9a-f]* \" /proc/1/rmap; do :; done; echo $p maps it; done; \
+            kill 2; wait 2; grep -q '^ *2 ' /proc/3/rmap || echo 2 is gone; kill 3; \
+            grep -c 'busybox.* pages cached, i_mmap=global, ' /proc/1/rmap";
+        let lines = ["1 maps it", "2 maps it", "3 maps it", "2 is gone", "1"];
+        script(text, &lines).map(drop)
+    }),
     ("busybox::ls_all_of_proc", 1, || {
         // The list names each file of a process, also of one that ends meanwhile.
         let text = "for i in $(seq 40); do true & done; ls -R /proc >/tmp/l 2>/tmp/e; wait; \

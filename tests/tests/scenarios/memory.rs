@@ -101,7 +101,29 @@ pub const MEMORY: &[(&str, usize, Body)] = &[
         }
         Ok(())
     }),
+    ("memory::file_storm_one_lock", 1, || {
+        file_storm(&["global", "node-trees", "inverted"])
+    }),
+    ("memory::file_storm_many_locks", 1, || {
+        file_storm(&["node-locks", "adaptive", "best"])
+    }),
 ];
+
+/// A file is cut, punched, cleaned, given back and moved under forking processes; a checker walks all page tables and
+/// adds up what they show. The benchmark fails if anything is stale or wrong; here: whether it did all that.
+fn file_storm(structures: &[&str]) -> Result<(), Failure> {
+    for i_mmap in structures {
+        let words = format!("bench=filestorm ops=800 i_mmap={i_mmap} quiet");
+        let outcome = clean(Boot::on("default").words(&words).limit(200))?;
+        let record = outcome.record("filestorm")?;
+        for what in ["moves", "cuts", "cleaned", "reclaimed", "checked", "sums"] {
+            let count = record.params.iter().find(|p| p.name == what);
+            let some = count.is_some_and(|p| p.value != "0");
+            outcome.check(some, &format!("{i_mmap}: no {what}"))?;
+        }
+    }
+    Ok(())
+}
 
 fn clean(boot: Boot) -> Result<tests::Outcome, Failure> {
     let outcome = boot.words("lockdep=on").succeed()?;
