@@ -113,7 +113,7 @@ pub const MEMORY: &[(&str, usize, Body)] = &[
 /// adds up what they show. The benchmark fails if anything is stale or wrong; here: whether it did all that.
 fn file_storm(structures: &[&str]) -> Result<(), Failure> {
     for i_mmap in structures {
-        let words = format!("bench=filestorm ops=800 i_mmap={i_mmap} quiet");
+        let words = format!("bench=filestorm ops=600 i_mmap={i_mmap} quiet");
         let outcome = clean(Boot::on("default").words(&words).limit(200))?;
         let record = outcome.record("filestorm")?;
         for what in ["moves", "cuts", "cleaned", "reclaimed", "checked", "sums"] {

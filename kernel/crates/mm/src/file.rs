@@ -265,12 +265,14 @@ pub fn reclaim_for_retry() -> bool {
     const ENOUGH: usize = 64;
     /// Pages given back at once.
     const PAGES: usize = 128;
+    /// With fewer, two pages that one instruction needs could chase each other for ever.
+    const WORTH_IT: usize = 16;
     let in_buddies = |node| {
         let stat = page_alloc::nr_free(node);
         stat.free.saturating_sub(stat.on_lists)
     };
     let free: usize = (0..arch::nr_node_ids()).map(in_buddies).sum();
-    free < ENOUGH && reclaim_pages(PAGES) > 0
+    free < ENOUGH && reclaim_pages(PAGES) >= WORTH_IT
 }
 
 /// The walk of a reclaim: see [`rmap::reclaim`].
