@@ -109,14 +109,7 @@ fn command(group: &Group<'_>, operation: &str) -> String {
 /// The tables of a group, in the terminal.
 pub fn tables(group: &Group<'_>) {
     for growth in of(group) {
-        let mut counts: Vec<u32> = growth
-            .series
-            .iter()
-            .flat_map(|s| &s.points)
-            .map(|p| p.0 as u32)
-            .collect();
-        counts.sort_unstable();
-        counts.dedup();
+        let counts = super::counts(&growth.series);
         println!("\n{}: instructions, median", growth.title);
         let heads = std::iter::once(String::new()).chain(counts.iter().map(u32::to_string));
         let heads: Vec<String> = heads.chain([String::from("last : first")]).collect();

@@ -231,6 +231,18 @@ fn series(group: &Group<'_>) -> Vec<Series> {
     all
 }
 
+/// The x of all points, once each, in order.
+fn counts(lines: &[Series]) -> Vec<u32> {
+    let mut counts: Vec<u32> = lines
+        .iter()
+        .flat_map(|s| &s.points)
+        .map(|p| p.0 as u32)
+        .collect();
+    counts.sort_unstable();
+    counts.dedup();
+    counts
+}
+
 /// In the terminal: a row per variant, a column per CPU count.
 fn throughput_tables(rows: &[Row]) {
     for group in groups(rows) {
@@ -238,13 +250,7 @@ fn throughput_tables(rows: &[Row]) {
             continue;
         }
         let lines = series(&group);
-        let mut counts: Vec<u32> = lines
-            .iter()
-            .flat_map(|s| &s.points)
-            .map(|p| p.0 as u32)
-            .collect();
-        counts.sort_unstable();
-        counts.dedup();
+        let counts = counts(&lines);
         if counts.len() < 2 {
             continue;
         }

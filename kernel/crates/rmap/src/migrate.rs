@@ -74,14 +74,10 @@ impl AddressSpace {
         node: usize,
         unmap: impl FnOnce(),
     ) -> Result<(), MoveError> {
-        let old = self.find_page(pgoff).ok_or(MoveError::NotCached)?;
-        let result = if old.node() == node {
-            Ok(())
-        } else {
-            self.replace(pgoff, old, node, unmap)
-        };
-        old.put();
-        result
+        self.if_cached(pgoff, |old| match old.node() == node {
+            true => Ok(()),
+            false => self.replace(pgoff, old, node, unmap),
+        })
     }
 
     /// As [`AddressSpace::migrate_page`], but a page that is on `node` already makes room too, as for compaction.
@@ -91,9 +87,17 @@ impl AddressSpace {
         node: usize,
         unmap: impl FnOnce(),
     ) -> Result<(), MoveError> {
-        let old = self.find_page(pgoff).ok_or(MoveError::NotCached)?;
-        let result = self.replace(pgoff, old, node, unmap);
-        old.put();
+        self.if_cached(pgoff, |old| self.replace(pgoff, old, node, unmap))
+    }
+
+    fn if_cached(
+        &self,
+        pgoff: u64,
+        f: impl FnOnce(PageRef) -> Result<(), MoveError>,
+    ) -> Result<(), MoveError> {
+        let page = self.find_page(pgoff).ok_or(MoveError::NotCached)?;
+        let result = f(page);
+        page.put();
         result
     }
 

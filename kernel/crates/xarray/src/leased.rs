@@ -130,6 +130,23 @@ const TRIM_BATCH: usize = 32;
 /// The smallest number of an automatic choice: 0 is nobody's.
 const FIRST: u32 = 1;
 
+/// INV-LEASE-1: the one way from null.
+#[inline(always)]
+pub(crate) fn try_take(word: &AtomicPtr<()>) -> bool {
+    ksync::arch::interleave();
+    #[cfg(test)]
+    if crate::tests::is_planted() {
+        let free = word.load(Acquire).is_null();
+        ksync::arch::interleave();
+        if free {
+            word.store(RESERVED, Release);
+        }
+        return free;
+    }
+    word.compare_exchange(ptr::null_mut(), RESERVED, Acquire, Relaxed)
+        .is_ok()
+}
+
 impl<T: Object> LeaseMap<T> {
     const READERS_ARE_SAFE: () = assert!(T::RCU_FREE, "objects in a LeaseMap must be RCU_FREE");
 
@@ -235,23 +252,10 @@ impl<T: Object> LeaseMap<T> {
         }
     }
 
-    /// INV-LEASE-1: the one way from null.
     #[inline(always)]
     fn try_take(&self, slot: SlotRef) -> bool {
         // SAFETY: the caller keeps the node.
-        let word = unsafe { &slot.node.as_ref().slots[slot.offset % SLOTS] };
-        ksync::arch::interleave();
-        #[cfg(test)]
-        if crate::tests::is_planted() {
-            let free = word.load(Acquire).is_null();
-            ksync::arch::interleave();
-            if free {
-                word.store(RESERVED, Release);
-            }
-            return free;
-        }
-        word.compare_exchange(ptr::null_mut(), RESERVED, Acquire, Relaxed)
-            .is_ok()
+        try_take(unsafe { &slot.node.as_ref().slots[slot.offset % SLOTS] })
     }
 
     /// Takes a number when [`LeaseMap::claim`] could not: from the next lease, or, with every lease of the range

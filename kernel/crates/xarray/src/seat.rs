@@ -64,18 +64,7 @@ impl<T: Object> Seat<T> {
         let Some(word) = self.slot(here) else {
             return false;
         };
-        ksync::arch::interleave();
-        #[cfg(test)]
-        if crate::tests::is_planted() {
-            let free = word.load(Acquire).is_null();
-            ksync::arch::interleave();
-            if free {
-                word.store(RESERVED, Release);
-            }
-            return free;
-        }
-        word.compare_exchange(ptr::null_mut(), RESERVED, Acquire, Relaxed)
-            .is_ok()
+        crate::leased::try_take(word)
     }
 
     /// Shows `object`, after [`take`](Self::take), in the same RCU section.
