@@ -1,7 +1,8 @@
 //! Process ids chosen, held and refused: clone3 with set_tid, capabilities, pidfds, waitid, setns, kill to all.
 
-use crate::files::close;
+use crate::files::{close, open};
 use crate::pipes::pipe;
+use crate::proc::slurp;
 use crate::process::as_namespace_init;
 use rt::abi::*;
 use rt::process::{End, decode, exit_group, fork, getpid, in_child, wait};
@@ -19,6 +20,7 @@ pub fn run(t: &mut Suite) {
     capabilities(t);
     joining(t);
     kill_all(t);
+    exhausted(t);
 }
 
 const P_ALL: usize = 0;
@@ -613,4 +615,83 @@ fn kill_all(t: &mut Suite) {
         kill(-(1 << 22), 0),
         Errno::ESRCH,
     );
+}
+
+/// Whether this machine is a test's own: what is set here is nobody else's.
+fn is_own_machine() -> bool {
+    let has = |text: &[u8], word: &[u8]| text.windows(word.len()).any(|part| part == word);
+    let mut buf = [0; 1024];
+    has(slurp(c"/proc/cmdline", &mut buf), b"rdinit=/init")
+        || has(slurp(c"/proc/sys/kernel/osrelease", &mut buf), b"tine")
+}
+
+fn set_pid_max(text: &[u8]) -> bool {
+    let fd = open(c"/proc/sys/kernel/pid_max", O_WRONLY);
+    let written = sys!(WRITE, fd, at(text), text.len());
+    close(fd);
+    written == text.len() as isize
+}
+
+/// A fork whose child sleeps, or the error.
+fn sleeper() -> isize {
+    let raw = sys!(CLONE, SIGCHLD as usize, 0, 0, 0, 0);
+    if raw == 0 {
+        exit_group(pause());
+    }
+    raw
+}
+
+/// All numbers below the limit are taken, one comes back, the limit rises. Numbers up to 300 are out of reach once later
+/// ones have been given out, so it takes few processes. On one CPU: a design may have set low ones aside for another.
+fn exhausted(t: &mut Suite) {
+    if !is_own_machine() {
+        return;
+    }
+    let mut all = [0u64; 16];
+    sys!(SCHED_GETAFFINITY, 0, size_of_val(&all), at_mut(&mut all));
+    let one = [1u64; 1];
+    sys!(SCHED_SETAFFINITY, 0, size_of_val(&one), at(&one));
+    exhausted_here(t);
+    sys!(SCHED_SETAFFINITY, 0, size_of_val(&all), at(&all));
+}
+
+fn exhausted_here(t: &mut Suite) {
+    let (mut buf, mut children) = ([0; 32], [0isize; 320]);
+    let before = slurp(c"/proc/sys/kernel/pid_max", &mut buf);
+    for _ in 0..640 {
+        let child = fork(|| 0);
+        wait(child);
+        if child > 310 {
+            break;
+        }
+    }
+    t.ok("pid_max: can be lowered to 301", set_pid_max(b"301\n"));
+    let mut nr = 0;
+    let refused = loop {
+        let child = sleeper();
+        if child < 0 || nr == children.len() {
+            break child;
+        }
+        children[nr] = child;
+        nr += 1;
+    };
+    t.err("pid_max: all taken", refused, Errno::EAGAIN);
+    t.err("pid_max: and again", sleeper(), Errno::EAGAIN);
+    let low = children[..nr].iter().all(|&child| child < 301);
+    t.ok("pid_max: none is above", low);
+    let last = children[..nr].iter().position(|&child| child == 300);
+    if let Some(last) = last {
+        kill(300, SIGKILL);
+        wait(300);
+        children[last] = sleeper();
+    }
+    let back = last.map_or(300, |last| children[last]);
+    t.is("pid_max: one that was freed comes back", back, 300);
+    t.ok("pid_max: can be raised", set_pid_max(before));
+    let child = sleeper();
+    t.ok("pid_max: then there are more", child > 300);
+    for &child in children[..nr].iter().chain([&child]) {
+        kill(child, SIGKILL);
+        wait(child);
+    }
 }
