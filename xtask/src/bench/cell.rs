@@ -81,6 +81,7 @@ impl Cell {
             Some("per-cpu") => (100_000, 0),
             _ if self.benchmark == "execl" => self.execl_window(),
             _ if self.loops_over_cpus() => (10_000_000, 100_000),
+            _ if self.passes_objects() => (4_000_000, 0),
             _ => (least, per_cpu),
         };
         (cpus * per_cpu).max(least) * self.stretch
@@ -92,6 +93,13 @@ impl Cell {
             word == "mm" && ["separate", "merged", "uninit"].contains(&value.as_str())
         };
         self.benchmark == "mm" && self.variants.iter().any(loops)
+    }
+
+    /// Whether objects go from CPU to CPU, a line at a time.
+    fn passes_objects(&self) -> bool {
+        let passes =
+            |(word, value): &(String, String)| word == "slab_pattern" && value.starts_with("cross");
+        self.variants.iter().any(passes)
     }
 
     /// An exec under a lock that all share takes a hundred times as long as one without.
