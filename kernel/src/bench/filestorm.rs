@@ -14,12 +14,14 @@ use super::mapped::{self, Holder};
 use super::{Benchmark, tiny::Tiny};
 use crate::arch::uaccess::{get_user, put_user};
 use crate::errno::Errno;
+use crate::kstats::Stat;
 use crate::sched::current_ref;
 use crate::syscall::memory::current_mm;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use kbench::record::{Record, Setting};
+use kstat::Counters;
 use ksync::{Mutex, PAGE_SIZE, RwSem, arch, lock_class};
 use mm::{MapArgs, MapFlags, MmUser, Prot};
 use pid::{PidType, find_ge_pid};
@@ -317,5 +319,6 @@ impl Benchmark for FileStorm {
         push("reclaimed", &self.reclaimed);
         push("checked", &self.checked);
         push("sums", &self.sums);
+        record.params.push(Setting::new("forks", Stat::nr_forks.sum()));
     }
 }

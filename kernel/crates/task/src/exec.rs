@@ -353,6 +353,13 @@ fn interpreter_address(mm: &MmUser, program: &Mapped, len: usize) -> Result<usiz
     if program.end <= top || mm::MMAP_BASE <= program.start {
         return Ok(top);
     }
+    find_room(mm, len)
+}
+
+/// The highest room of `len` bytes.
+#[cold]
+#[inline(never)]
+fn find_room(mm: &MmUser, len: usize) -> Result<usize, TaskError> {
     let free = mm.mmap(&MapArgs::anon(len, Prot::empty()))?;
     mm.munmap(free, len)?;
     Ok(free)
@@ -362,6 +369,8 @@ fn interpreter_address(mm: &MmUser, program: &Mapped, len: usize) -> Result<usiz
 ///
 /// # Errors
 /// `BadProgram` (ENOEXEC), `NoMemory`, `TooBig`, file errors. Nothing is left behind.
+// It has one caller, who tries it again when memory was short: the compiler does not see that the loop hardly ever turns.
+#[inline(always)]
 pub fn load(
     image: &dyn Image,
     interpreter: Option<&dyn Image>,
