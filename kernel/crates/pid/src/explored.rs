@@ -2,9 +2,8 @@
 //!
 //! The kinds built on locks are explored at each lock; the lock-free parts name further points themselves.
 
-use crate::tests::{
-    Ns, P, PLANTED, PLANTED_WAKE, alone, lay_to_rest, numbers, root_with_init, task,
-};
+use crate::rest_tests::lay_to_rest;
+use crate::tests::{Ns, P, PLANTED, PLANTED_WAKE, alone, numbers, root_with_init, task};
 use crate::*;
 use ksync::arch::explore::{Body, explore, find_failure};
 use ksync::arch::{host, interleave};

@@ -58,6 +58,8 @@ mod explored;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod rest_tests;
+#[cfg(test)]
 mod tests;
 
 pub use alloc::{alloc_pid, alloc_pid_with, find_ge_pid, find_pid_ns, free_pid, visit_pids};
