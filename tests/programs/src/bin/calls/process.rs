@@ -319,7 +319,7 @@ fn killing(t: &mut Suite) {
             core::hint::spin_loop();
         }
     });
-    rt::time::sleep_ns(2_000_000);
+    rt::time::sleep_ns(1_000_000);
     kill(spinning, SIGKILL);
     t.is(
         "kill: a child that never calls the kernel",
@@ -601,7 +601,7 @@ fn run_away() -> i32 {
 /// Processes whose whole life is a fork are all ended by one signal to their group, sent while they are born. The first
 /// process of a namespace, to which all of them fall.
 fn end_runners() -> i32 {
-    for _ in 0..8 {
+    for _ in 0..3 {
         let group = fork(|| {
             sys!(SETPGID, 0, 0);
             for _ in 0..3 {
@@ -612,7 +612,7 @@ fn end_runners() -> i32 {
         while sys!(GETPGID, group) != group {
             sys!(SCHED_YIELD);
         }
-        rt::time::sleep_ns(2_000_000);
+        rt::time::sleep_ns(1_000_000);
         if kill(-group, SIGTERM) != 0 {
             return 1;
         }
