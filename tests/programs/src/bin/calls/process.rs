@@ -319,7 +319,7 @@ fn killing(t: &mut Suite) {
             core::hint::spin_loop();
         }
     });
-    rt::time::sleep_ns(1_000_000);
+    rt::time::sleep_ns(2_000_000);
     kill(spinning, SIGKILL);
     t.is(
         "kill: a child that never calls the kernel",
