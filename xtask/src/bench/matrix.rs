@@ -121,7 +121,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "slab",     doc: "objects allocated and freed",
                 axes: &[("slab_pattern", PATTERNS)], ops: [640, 0, 2000], window: (400_000, 0) },
     Benchmark { name: "peers",    doc: "the slab beside others' allocators",
-                axes: &[("peer", PEERS)], ops: [640, 0, 2000], window: (4_000_000, 50_000) },
+                axes: &[("peer", PEERS)], ops: [640, 0, 2000], window: (30_000_000, 0) },
     Benchmark { name: "percpu",   doc: "per-CPU memory, and counters",
                 axes: &[("percpu_op", PERCPU)], ops: [640, 0, 2000], window: (20_000_000, 1_000_000) },
     Benchmark { name: "mm",       doc: "address spaces made and ended",

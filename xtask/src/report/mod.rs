@@ -187,11 +187,16 @@ fn joined<'a>(groups: impl Iterator<Item = Group<'a>>) -> Vec<Group<'a>> {
     all
 }
 
+/// Words that say for how many and how long, and no design.
+const NO_DESIGN: &[&str] = &["cpus", "ops", "window", "ramp"];
+
 /// What chooses the designs of a row: words of its cell, and further ones.
 fn chosen(row: &Row) -> Vec<(&str, &str)> {
     let words = row.cell.split(' ').chain(row.append.split(' '));
     let pairs = words.filter_map(|w| w.split_once('='));
-    pairs.filter(|(name, _)| *name != "cpus").collect()
+    pairs
+        .filter(|(name, _)| !NO_DESIGN.contains(name))
+        .collect()
 }
 
 /// The words that differ within `group`, for a line's name.
