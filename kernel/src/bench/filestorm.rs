@@ -117,7 +117,7 @@ impl FileStorm {
     fn touch(&self, base: usize, random: u64) {
         let page = random as usize / 4 % PAGES as usize;
         let (address, byte) = (base + page * PAGE_SIZE + random as usize / 256 % 4000, page as u8 + 1);
-        if random % 4 == 0 {
+        if random.is_multiple_of(4) {
             // EFAULT: past the end for the moment.
             let _ = put_user(address, &byte);
         } else if let Ok(found) = get_user::<u8>(address)

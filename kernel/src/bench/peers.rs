@@ -36,6 +36,8 @@ kparam::choices! {
 const ORDER: u32 = 10;
 const HEAP: usize = 4096 << ORDER;
 
+/// There is one.
+#[allow(clippy::large_enum_variant)]
 enum Heap {
     Slab(&'static KmemCache),
     Talc(SpinLock<Talc<ErrOnOom>>),

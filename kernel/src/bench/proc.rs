@@ -111,9 +111,9 @@ impl Benchmark for Proc {
         let number = |n: u64| alloc::format!("{n}");
         record
             .params
-            .push(Setting::new("procs", &number(self.procs)));
+            .push(Setting::new("procs", number(self.procs)));
         record
             .params
-            .push(Setting::new("churn", &number(params::get().churn)));
+            .push(Setting::new("churn", number(params::get().churn)));
     }
 }

@@ -27,7 +27,8 @@ pub struct Rmap {
     ops: AtomicU64,
 }
 
-/// A worker's share of the other mappings, the one it moves, and its times.
+/// A worker's share of the other mappings, the one it moves, and its times. What is linked may not move, hence the boxes.
+#[allow(clippy::vec_box)]
 pub struct Worker {
     others: Vec<Box<MapNode>>,
     mine: Vec<Box<MapNode>>,

@@ -85,7 +85,7 @@ impl Tiny {
 
     /// Memory of the program below its stack pointer, for arguments.
     pub fn scratch(&self) -> usize {
-        self.regs.rsp as usize - 2048 & !15
+        (self.regs.rsp as usize - 2048) & !15
     }
 
     /// A child that is the first process of a namespace, with `depth` further namespaces below it, of a few processes each;

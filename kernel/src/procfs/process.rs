@@ -463,7 +463,7 @@ fn cpu_list(task: &Task, text: &mut Text<'_>) {
     let allowed = CpuMask::new();
     (0..nr)
         .filter(|&cpu| task.entity.may_run_on(cpu))
-        .for_each(|cpu| _ = allowed.set(cpu));
+        .for_each(|cpu| allowed.set(cpu));
     let (mut cpu, mut first) = (0, true);
     while cpu < nr {
         if !allowed.test(cpu) {

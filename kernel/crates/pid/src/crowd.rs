@@ -36,6 +36,7 @@ use slab::{AllocError, KArc, List};
 
 /// Members of a group that are looked up under one hold of a list.
 const BATCH: usize = 32;
+type Batch<T> = [Option<KArc<T>>; BATCH];
 /// In [`Place`]: the list in the pid itself.
 const CENTRAL: u32 = 0;
 
@@ -130,7 +131,7 @@ impl<T: Member> Lists<T> {
         &self,
         last: &mut u64,
         place_of: &impl Fn(&T) -> &Place,
-        batch: &mut [Option<KArc<T>>; BATCH],
+        batch: &mut Batch<T>,
     ) -> usize {
         let mut len = 0;
         for task in self.pgid.iter() {
@@ -324,7 +325,7 @@ impl<T: Member> Pid<T> {
         place_of: impl Fn(&T) -> &Place,
         mut f: impl FnMut(&KArc<T>),
     ) -> usize {
-        let mut walk = |next: &mut dyn FnMut(&mut u64, &mut [Option<KArc<T>>; BATCH]) -> usize| {
+        let mut walk = |next: &mut dyn FnMut(&mut u64, &mut Batch<T>) -> usize| {
             let (mut nr, mut last) = (0, 0);
             loop {
                 let mut batch = [const { None }; BATCH];

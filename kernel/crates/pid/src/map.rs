@@ -143,7 +143,8 @@ pub trait MapVisitor<T: Member> {
 /// Declares the closed set: the enum of maps, their names, and the two ways to reach the one inside.
 macro_rules! maps {
     ($($(#[$doc:meta])* $kind:ident = $word:literal, $map:ty;)*) => {
-        /// The closed set of maps.
+        /// The closed set of maps. One per namespace, in its memory: a box would be a line more to read at each allocation.
+        #[allow(clippy::large_enum_variant)]
         pub enum PidMaps<T: Member> {
             $($(#[$doc])* $kind($map),)*
         }

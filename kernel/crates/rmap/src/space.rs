@@ -424,7 +424,7 @@ impl AddressSpace {
             let to = page.virt();
             // SAFETY: a fresh page of PAGE_SIZE bytes, ours alone; data.len() <= PAGE_SIZE.
             unsafe {
-                if data.len() == PAGE_SIZE && data.as_ptr().addr() % PAGE_SIZE == 0 {
+                if data.len() == PAGE_SIZE && data.as_ptr().addr().is_multiple_of(PAGE_SIZE) {
                     arch::copy_page(to, data.as_ptr());
                 } else {
                     to.copy_from_nonoverlapping(data.as_ptr(), data.len());

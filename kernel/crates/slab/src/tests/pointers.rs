@@ -351,7 +351,8 @@ fn threads_fight_over_membership() {
 /// What has been offered for rest.
 struct Sleeper {
     value: AtomicUsize,
-    token: Arc<()>,
+    /// Counts the living.
+    _token: Arc<()>,
 }
 object!(impl[] Sleeper, links = 1, rcu, rest = Sleeper::at_rest);
 
@@ -371,8 +372,11 @@ fn objects_at_rest_live_again() {
     let _machine = machine();
     let token = Arc::new(());
     let sleeper = |value: usize| {
-        let (value, token) = (AtomicUsize::new(value), token.clone());
-        KArc::new(Sleeper { value, token }).unwrap()
+        KArc::new(Sleeper {
+            value: AtomicUsize::new(value),
+            _token: token.clone(),
+        })
+        .unwrap()
     };
     drop(sleeper(0));
     rcu::barrier();
@@ -396,10 +400,8 @@ fn objects_at_rest_live_again() {
         let here = rcu::read_lock();
         assert!(BEDS.pop(3, &here).is_none(), "at least three stay");
         // SAFETY: memory that only a grace period frees, and it lies in the pool.
-        assert!(
-            unsafe { KArc::<Sleeper>::try_get_rcu(raw) }.is_none(),
-            "dead"
-        );
+        let found = unsafe { KArc::<Sleeper>::try_get_rcu(raw) };
+        assert!(found.is_none(), "dead");
         let idle = BEDS.pop(2, &here).unwrap();
         assert_eq!(idle.value.load(Relaxed), 1, "the oldest first");
         let again = idle.revive();

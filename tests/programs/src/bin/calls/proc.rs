@@ -76,10 +76,10 @@ fn of(pid: isize, file: &str) -> PathBuf {
 pub fn slurp<'b>(path: &CStr, buf: &'b mut [u8]) -> &'b [u8] {
     let fd = open(path, O_RDONLY);
     let mut len = 0;
-    while fd >= 0 {
+    loop {
         match read(fd, &mut buf[len..]) {
             n if n > 0 => len += n as usize,
-            _ => break,
+            _ => break, // the end, or nothing was opened
         }
     }
     close(fd);

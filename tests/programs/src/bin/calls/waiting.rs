@@ -322,7 +322,7 @@ fn limits(t: &mut Suite) {
         set(RLIMIT_NOFILE, [20, hard]);
         while open(c"/dev/null", O_RDONLY) >= 0 {}
         let last = open(c"/dev/null", O_RDONLY);
-        i32::from(last != Errno::EMFILE.raw()) | i32::from(sys!(DUP, 0) != Errno::EMFILE.raw()) * 2
+        i32::from(last != Errno::EMFILE.raw()) + 2 * i32::from(sys!(DUP, 0) != Errno::EMFILE.raw())
     });
     t.is("setrlimit: open files", files.number(), 0);
     let mut old = [0u64; 2];

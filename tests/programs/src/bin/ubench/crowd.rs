@@ -52,7 +52,7 @@ fn row(index: usize) -> u64 {
 
 fn measure(pids: &[i32], n: u32) -> [u64; ROWS] {
     // All are asleep.
-    (0..3 * n).for_each(|_| drop(sys!(SCHED_YIELD)));
+    (0..3 * n).for_each(|_| _ = sys!(SCHED_YIELD));
     let program = |words: &[&CStr]| silently(|| runs(1, words));
     [
         cheaper(|| list_proc(pids, n)),

@@ -397,12 +397,12 @@ fn kill_init(_: &Context, n: u32) -> u64 {
         let mut byte = 0u8;
         fine &= sys!(READ, ready[0], sys::at_mut(&mut byte), 1) == 1;
         // All members are asleep.
-        (0..3 * MEMBERS).for_each(|_| drop(sys!(SCHED_YIELD)));
+        (0..3 * MEMBERS).for_each(|_| _ = sys!(SCHED_YIELD));
         cycles += time(1, |_| {
             rt::signal::kill(init, SIGKILL);
             fine &= wait(init) == End::Signal(SIGKILL);
         });
-        ready.iter().for_each(|fd| drop(sys!(CLOSE, *fd)));
+        ready.iter().for_each(|fd| _ = sys!(CLOSE, *fd));
     }
     if fine { cycles } else { FAILED }
 }
