@@ -5,6 +5,7 @@
 use core::fmt::{self, Write};
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
+use uart_16550::spec::registers::{FifoTriggerLevel, IER};
 use uart_16550::{Config, Uart16550};
 
 /// Writes a line to the console.
@@ -55,7 +56,12 @@ impl Port {
 fn open(base: u16) -> Option<Uart16550<PioBackend>> {
     // SAFETY: COM1 and COM2 are where PCs have them; a missing port fails the driver's own test.
     let mut uart = unsafe { Uart16550::new_port(base) }.ok()?;
-    uart.init(Config::default()).ok()?;
+    // An interrupt for every byte: people type slowly, and who pastes must not wait for a full queue.
+    let config = Config {
+        fifo_trigger_level: Some(FifoTriggerLevel::One),
+        ..Config::default()
+    };
+    uart.init(config).ok()?;
     Some(uart)
 }
 
@@ -90,6 +96,24 @@ pub fn print(args: fmt::Arguments) {
 /// Raw bytes to the console: what programs write to it.
 pub fn write_bytes(bytes: &[u8]) {
     with(&CONSOLE, |port| port.write_bytes(bytes));
+}
+
+/// The same without a carriage return before each newline.
+pub fn write_raw(bytes: &[u8]) {
+    with(&CONSOLE, |port| {
+        if let Some(uart) = &mut port.uart {
+            uart.send_bytes_exact(bytes);
+        }
+    });
+}
+
+/// Has the port interrupt when something was typed. Boot.
+pub fn enable_interrupt() {
+    with(&CONSOLE, |port| {
+        if let Some(uart) = &mut port.uart {
+            uart.enable_interrupts(IER::DATA_READY);
+        }
+    });
 }
 
 /// One JSON line to the record stream.

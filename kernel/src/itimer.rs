@@ -68,13 +68,8 @@ pub struct Setting {
 
 /// Starts the thread. Boot, by the first idle thread, after the first process.
 pub fn start() {
-    let idle = current_ref();
-    let hidden = idle.process.pid.ns().clone();
-    drop(hidden.set_child_reaper(Some(sched::current())));
-    let programs = core::mem::replace(&mut *idle.pid_ns_for_children.lock(), NsRef::new(&hidden));
-    let thread = process::kernel_thread("ktimerd", 0, run, 0).expect("memory for a kernel thread");
+    let thread = process::hidden_thread("ktimerd", run, 0);
     THREAD.store(thread.thread_ptr().0, Relaxed);
-    *idle.pid_ns_for_children.lock() = programs;
 }
 
 extern "C" fn run(_: usize) {

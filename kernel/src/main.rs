@@ -43,6 +43,7 @@ mod signal;
 mod start;
 mod syscall;
 mod timer;
+mod tty;
 mod watchdog;
 
 use bootloader_api::config::Mapping;

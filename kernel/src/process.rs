@@ -150,6 +150,20 @@ pub fn kernel_thread(
     finish_clone(new, &cur)
 }
 
+/// A thread of the kernel in the idle threads' pid namespace, where no program sees it. Boot, by the first idle thread.
+pub fn hidden_thread(name: &str, function: extern "C" fn(usize), argument: usize) -> KArc<Task> {
+    let idle = current_ref();
+    let hidden = idle.process.pid.ns().clone();
+    drop(hidden.set_child_reaper(Some(current())));
+    let programs = core::mem::replace(
+        &mut *idle.pid_ns_for_children.lock(),
+        task::NsRef::new(&hidden),
+    );
+    let thread = kernel_thread(name, 0, function, argument).expect("memory for a kernel thread");
+    *idle.pid_ns_for_children.lock() = programs;
+    thread
+}
+
 /// The first thing a new thread does, before its first instruction in user mode.
 pub fn new_thread_start(task: &Task) {
     let at = task.set_child_tid.load(Relaxed);
@@ -321,6 +335,7 @@ pub fn do_exit(status: i32) -> ! {
     phases::end(Phase::Files, timer);
     if is_last {
         crate::itimer::forget(&task.process, false);
+        crate::tty::leader_leaves(&task.process);
     }
     if is_last && task.process.is_namespace_init() {
         crate::power::init_died(task, status);

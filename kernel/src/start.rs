@@ -96,6 +96,7 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
     ksync::arch::preempt_enable_no_resched();
     process::kernel_thread("init", 0, first_process, 0).expect("memory for the first process");
     crate::itimer::start();
+    crate::tty::start();
     debug::start_reclaim(params);
     sched::run_idle_loop(0)
 }

@@ -20,6 +20,7 @@ pub mod elf;
 
 use kbench::Record;
 use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -156,6 +157,47 @@ impl Boot {
         Ok(outcome)
     }
 
+    /// Runs it and types: for each of `steps`, once the console has said the first (behind what the step before waited
+    /// for), the second is typed. It must succeed. What limits it in time is the boot's own limit.
+    ///
+    /// # Errors
+    /// xtask could not be started, the console ended before it had said everything, or the boot failed.
+    pub fn converse(&self, steps: &[(&str, &str)]) -> Result<Outcome, Failure> {
+        let dir = tempfile::tempdir().map_err(|e| format!("no temporary directory: {e}"))?;
+        let (program, first) = xtask();
+        let mut command = Command::new(&program);
+        command
+            .args(first)
+            .args(self.arguments(&dir.path().join("records")));
+        let start = Instant::now();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| format!("cannot run {program:?}: {e}"))?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let typist = stdin.zip(stdout).ok_or("no pipes")?;
+        let (missing, console) = talk(typist.0, typist.1, steps);
+        let ended = child
+            .wait_with_output()
+            .map_err(|e| format!("cannot wait for {program:?}: {e}"))?;
+        let outcome = Outcome {
+            line: format!("{command:?}"),
+            code: ended.status.code(),
+            console: console.replace('\r', ""),
+            errors: String::from_utf8_lossy(&ended.stderr).into_owned(),
+            records: Vec::new(),
+            record_lines: String::new(),
+            took: start.elapsed(),
+        };
+        if let Some(missing) = missing {
+            return Err(outcome.failure(&format!("the console never said {missing:?}")));
+        }
+        outcome.check(outcome.code == Some(0), "it should have succeeded")?;
+        Ok(outcome)
+    }
+
     /// Runs it; it must succeed (INV-TESTS-2).
     ///
     /// # Errors
@@ -182,6 +224,36 @@ impl Boot {
         )?;
         Ok(outcome)
     }
+}
+
+/// Types what `steps` say and reads to the end; the first text that did not come, and all that was read.
+fn talk(
+    mut to: impl Write,
+    mut from: impl Read,
+    steps: &[(&str, &str)],
+) -> (Option<String>, String) {
+    let (mut said, mut seen) = (Vec::new(), 0);
+    let mut buffer = [0; 4096];
+    let mut steps = steps.iter();
+    let mut next = steps.next();
+    loop {
+        while let Some((text, typed)) = next {
+            let at = said[seen..]
+                .windows(text.len())
+                .position(|w| w == text.as_bytes());
+            let Some(at) = at else { break };
+            seen += at + text.len();
+            // Who no longer listens is found out by what is not said.
+            let _ = to.write_all(typed.as_bytes()).and_then(|()| to.flush());
+            next = steps.next();
+        }
+        match from.read(&mut buffer) {
+            Ok(len) if len > 0 => said.extend(&buffer[..len]),
+            _ => break,
+        }
+    }
+    let console = String::from_utf8_lossy(&said).into_owned();
+    (next.map(|(text, _)| text.to_string()), console)
 }
 
 /// What `cargo xtask bench` came to.
@@ -478,6 +550,19 @@ mod tests {
                 && it.says("else").is_err()
         );
         assert!(it.never_says("FAILED").is_err() && it.never_says("PANIC").is_ok());
+    }
+
+    #[test]
+    fn talking() {
+        let mut typed = Vec::new();
+        let steps = [("$ ", "a\n"), ("$ ", "b\n"), ("end", "")];
+        let (missing, said) = talk(&mut typed, &b"x$ y$ z$ "[..], &steps);
+        assert_eq!(
+            (missing.as_deref(), said.as_str()),
+            (Some("end"), "x$ y$ z$ ")
+        );
+        assert_eq!(typed, b"a\nb\n");
+        assert_eq!(talk(&mut typed, &b"$ $ end"[..], &steps).0, None);
     }
 
     #[test]

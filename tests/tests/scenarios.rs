@@ -57,6 +57,7 @@ fn main() {
         PROGRAMS,
         debian::BUSYBOX,
         debian::DYNAMIC,
+        debian::TERMINAL,
         FAILURES,
         measuring::MEASURING,
         memory::MEMORY,

@@ -28,7 +28,7 @@ This is Tine, a research microkernel; what you type at is a Linux program. Try:
   cat /proc/slabinfo          its memory
   unshare -p -f sh            a shell in a pid namespace of its own
   time sh -c 'for i in $(seq 100); do true & done; wait'
-Ctrl-D ends the machine.
+Ctrl-C, Ctrl-Z, fg and bg do what they do elsewhere; Ctrl-D ends the machine.
 ";
 
 struct Entry {

@@ -20,7 +20,9 @@ const PACKAGES: &[(&str, &str)] = &[
 ];
 
 /// What the scenarios run.
-pub const OF_SCENARIOS: &[&str] = &["busybox", "bash", "dash", "ps", "pstree", "unshare"];
+pub const OF_SCENARIOS: &[&str] = &[
+    "busybox", "bash", "dash", "ps", "pstree", "setsid", "unshare",
+];
 
 /// The package that has `program`; coreutils and a shell are on every Debian machine.
 fn package_of(program: &str) -> &str {

@@ -117,7 +117,8 @@ pub struct Shell {
 pub fn shell(shell: &Shell, installer: &Installer) -> Result<()> {
     let with = shell.with.iter().flat_map(|name| ["--with", name]);
     let words = ["qemu", "--topology", "laptop", "--timeout", "0"];
-    let script = "cat /etc/motd; PS1='tine# ' exec busybox sh -i";
+    // Not the first process itself: whose parent is the first process cannot be stopped from a terminal.
+    let script = "cat /etc/motd; PS1='tine# ' busybox setsid -c busybox sh -i; exit";
     let init = ["--init", "busybox", "sh", "-c", script];
     let line = words.into_iter().chain(with).chain(init);
     command(&Options::from_words(line)?, installer)

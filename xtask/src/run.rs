@@ -1,6 +1,7 @@
 //! A running QEMU: its console, its end, and what to do when neither comes.
 //!
-//! The console is QEMU's standard output, the records are a file. Ctrl-C ends both of us. When time is up, every CPU
+//! The console is QEMU's standard output, the records are a file. Ctrl-C ends both of us, but where the guest is typed at:
+//! there it is the guest's, and Ctrl-] ends both. When time is up, every CPU
 //! gets an NMI through QMP: the kernel answers with a report and a failing exit, and only then is QEMU ended.
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
 use anyhow::{Context, Result};
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -19,6 +20,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Typed to leave a guest that does not end by itself: Ctrl-], as in telnet.
+const LEAVE: u8 = 0x1d;
 /// How long QEMU may take to quit when told to.
 const QUIT: Duration = Duration::from_secs(2);
 
@@ -123,14 +126,16 @@ pub fn watch(
         }
         Ok::<_, io::Error>(kept)
     });
+    let _raw = watch.interactive.then(RawTerminal::set).flatten();
     let (started, start_typing) = mpsc::channel();
     if let Some(mut to_guest) = child.stdin.take() {
         // Ends with the process: a blocked read of a terminal cannot be called back. What comes before the guest has
         // set up its serial port would be lost.
+        let qmp = machine.qmp.clone();
         thread::spawn(move || {
-            start_typing
-                .recv()
-                .map(|()| io::copy(&mut io::stdin().lock(), &mut to_guest))
+            if start_typing.recv().is_ok() {
+                let _ = type_to(&mut to_guest, &qmp);
+            }
         });
     }
 
@@ -138,6 +143,58 @@ pub fn watch(
     // Whatever was still in the pipe.
     let kept = reader.join().expect("the console does not panic")?;
     Ok((ending, kept))
+}
+
+/// What is typed goes to the guest, until [`LEAVE`] is typed: then QEMU is told to quit.
+fn type_to(guest: &mut impl Write, qmp: &Path) -> io::Result<()> {
+    let (mut input, mut buffer) = (io::stdin().lock(), [0; 256]);
+    loop {
+        let len = input.read(&mut buffer)?;
+        if len == 0 {
+            return Ok(());
+        }
+        if buffer[..len].contains(&LEAVE) {
+            let _ = Qmp::connect(qmp).and_then(|mut qmp| qmp.execute("quit"));
+            return Ok(());
+        }
+        guest.write_all(&buffer[..len])?;
+        guest.flush()?;
+    }
+}
+
+/// The terminal we run in, set to pass on every byte as it is typed, and set back at the end.
+struct RawTerminal {
+    saved: String,
+}
+
+impl RawTerminal {
+    /// `None` where standard input is no terminal.
+    fn set() -> Option<Self> {
+        if !io::stdin().is_terminal() {
+            return None;
+        }
+        let stty = |words: &[&str]| {
+            Command::new("stty")
+                .args(words)
+                .stdin(Stdio::inherit())
+                .output()
+                .ok()
+        };
+        let saved = stty(&["-g"]).filter(|output| output.status.success())?;
+        let saved = String::from_utf8(saved.stdout).ok()?.trim().to_string();
+        stty(&["-icanon", "-echo", "-isig", "-icrnl", "-ixon", "min", "1"])?;
+        eprintln!("Ctrl-] ends the machine");
+        Some(Self { saved })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = Command::new("stty")
+            .arg(&self.saved)
+            .stdin(Stdio::inherit())
+            .status();
+    }
 }
 
 /// `command`, made to end when we do, whatever ends us.

@@ -257,6 +257,8 @@ struct Numbers {
     parent: u32,
     pgrp: u32,
     session: u32,
+    /// Of its terminal, if it has one: the foreground group.
+    foreground: Option<u32>,
     nr_threads: usize,
     reaped_ns: u64,
     shared_pending: SigSet,
@@ -264,9 +266,12 @@ struct Numbers {
 
 fn numbers(node: &ProcNode, process: &Process) -> Numbers {
     let parent = process.parent().map_or(0, |p| node.number(&p.pid));
+    let session = process.lock.lock().session.clone();
+    let foreground = crate::tty::owner_of(&session).map(|g| g.map_or(0, |g| node.number(&g)));
     let state = process.lock.lock();
     Numbers {
         parent,
+        foreground,
         pgrp: node.number(&state.pgrp),
         session: node.number(&state.session),
         nr_threads: state.threads.len().max(1),
@@ -302,8 +307,10 @@ fn stat(node: &ProcNode, pid: &TaskPid, task: &Task, thread: bool, text: &mut Te
     field(n.parent as u64);
     field(n.pgrp as u64);
     field(n.session as u64);
-    field(0); // tty_nr
-    text.str(" -1"); // tpgid
+    match n.foreground {
+        None => text.str(" 0 -1"),
+        Some(foreground) => text.str(" 1088 ").dec(foreground as u64), // /dev/ttyS0
+    };
     let mut field = |value: u64| _ = text.field(value);
     field(if kthread { 0x20_0000 } else { 0x40_0000 }); // flags: PF_KTHREAD, PF_RANDOMIZE
     (0..4).for_each(|_| field(0)); // faults

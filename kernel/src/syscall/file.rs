@@ -336,36 +336,6 @@ pub fn ftruncate(regs: &mut PtRegs) -> SysResult {
     Ok(0)
 }
 
-/// Terminal questions about the console; nothing else has an ioctl yet.
-pub fn ioctl(regs: &mut PtRegs) -> SysResult {
-    const TCGETS: usize = 0x5401;
-    const TIOCGWINSZ: usize = 0x5413;
-    const FIONBIO: usize = 0x5421;
-    let file = get(regs.arg::<0>() as i32)?;
-    let at = regs.arg::<2>();
-    match regs.arg::<1>() {
-        FIONBIO => {
-            file.set_nonblock(get_user::<i32>(at)? != 0);
-            Ok(0)
-        }
-        _ if !file.is_console() => Err(Errno::ENOTTY),
-        TCGETS => {
-            // A cooked terminal: ICRNL | IXON, OPOST | ONLCR, CS8 | CREAD, ISIG | ICANON | ECHO...
-            let mut termios = [0u8; 36];
-            for (i, flags) in [0x500u32, 0x5, 0xbf, 0x8a3b].into_iter().enumerate() {
-                termios[i * 4..i * 4 + 4].copy_from_slice(&flags.to_le_bytes());
-            }
-            uaccess::copy_to_user(at, &termios)?;
-            Ok(0)
-        }
-        TIOCGWINSZ => {
-            put_user(at, &[24u16, 80, 0, 0])?;
-            Ok(0)
-        }
-        _ => Err(Errno::ENOTTY),
-    }
-}
-
 pub fn access(regs: &mut PtRegs) -> SysResult {
     do_access(AT_FDCWD, regs.arg::<0>(), regs.arg::<1>())
 }

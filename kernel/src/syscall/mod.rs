@@ -22,6 +22,7 @@ pub mod restart;
 mod sig;
 pub mod strace;
 mod time;
+mod tty;
 mod uio;
 
 use crate::arch::PtRegs;
@@ -94,7 +95,7 @@ syscalls! {
     13 "rt_sigaction" => sig::rt_sigaction,
     14 "rt_sigprocmask" => sig::rt_sigprocmask,
     15 "rt_sigreturn" => sig::rt_sigreturn,
-    16 "ioctl" => file::ioctl,
+    16 "ioctl" => tty::ioctl,
     17 "pread64" => file::pread64,
     18 "pwrite64" => file::pwrite64,
     19 "readv" => file::readv,
@@ -191,6 +192,7 @@ syscalls! {
     125 "capget" => pidfd::capget,
     126 "capset" => pidfd::capset,
     127 "rt_sigpending" => sig::rt_sigpending,
+    128 "rt_sigtimedwait" => sig::rt_sigtimedwait,
     130 "rt_sigsuspend" => sig::rt_sigsuspend,
     131 "sigaltstack" => sig::sigaltstack,
     133 "mknod" => fs::mknod,

@@ -1,8 +1,8 @@
 //! Signals: actions, masks, sending.
 
 use super::{Args, SysResult};
-use crate::arch::PtRegs;
 use crate::arch::uaccess::{Plain, get_user, put_user};
+use crate::arch::{PtRegs, clock};
 use crate::errno::Errno;
 use crate::sched::{current, current_ref};
 use core::sync::atomic::Ordering::Relaxed;
@@ -304,4 +304,49 @@ pub fn tgkill(regs: &mut PtRegs) -> SysResult {
 
 pub fn tkill(regs: &mut PtRegs) -> SysResult {
     send_to_thread(None, regs.arg::<0>() as i32, regs.arg::<1>() as u32)
+}
+
+/// Waits for one of a set of signals and takes it. EAGAIN: the time is up; EINTR: another came.
+pub fn rt_sigtimedwait(regs: &mut PtRegs) -> SysResult {
+    let (info_at, time_at) = (regs.arg::<1>(), regs.arg::<2>());
+    if regs.arg::<3>() != 8 {
+        return Err(Errno::EINVAL);
+    }
+    let set = get_user::<u64>(regs.arg::<0>())? & !signal::UNBLOCKABLE;
+    let wait_ns = match time_at {
+        0 => None,
+        at => Some(super::time::read_timespec(at)?),
+    };
+    let task = current_ref();
+    let taken = match signal::take_of(task, set) {
+        None if wait_ns == Some(0) => Err(Errno::EAGAIN),
+        None => {
+            signal::begin_wait(task, set);
+            let deadline = wait_ns.map(|ns| clock::now_ns().saturating_add(ns));
+            let result = wait_for(task, set, deadline);
+            signal::end_wait(task);
+            result
+        }
+        Some(info) => Ok(info),
+    }?;
+    if info_at != 0 {
+        put_user(info_at, &crate::signal::siginfo_words(&taken))?;
+    }
+    Ok(taken.signo as usize)
+}
+
+fn wait_for(task: &Task, set: u64, deadline: Option<u64>) -> Result<signal::SigInfo, Errno> {
+    loop {
+        if let Some(info) = signal::take_of(task, set) {
+            return Ok(info);
+        }
+        signal::recalc(task);
+        if ksync::arch::signal_pending() {
+            return Err(Errno::EINTR);
+        }
+        if deadline.is_some_and(|at| clock::now_ns() >= at) {
+            return Err(Errno::EAGAIN);
+        }
+        crate::sched::park_until(deadline);
+    }
 }

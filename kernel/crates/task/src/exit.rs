@@ -5,6 +5,7 @@
 //! switch: the thread's stack lives on until the scheduler has left it.
 
 use crate::TaskError;
+use crate::jobs;
 use crate::pids;
 use crate::process::{Process, ProcessState};
 use crate::signal::{self, SigInfo, Signo};
@@ -71,6 +72,7 @@ pub fn exit_notify(task: &KArc<Task>, runtime_ns: u64) {
             process.wait_chldexit.wake_all(); // an exec may wait to be alone
         }
         if state.threads.is_empty() {
+            jobs::end_stop(&mut state);
             state.exit_status = state
                 .group_exit
                 .unwrap_or(task.exit_code.load(Ordering::Relaxed) as i32);
@@ -83,6 +85,7 @@ pub fn exit_notify(task: &KArc<Task>, runtime_ns: u64) {
     if !last {
         return;
     }
+    jobs::leave(process);
     reparent_children(process);
     finish_process(process);
 }
@@ -148,6 +151,8 @@ fn send_pdeath_signals(process: &Process) {
 /// `si_code` and `si_status` of a wait status.
 pub fn decode_status(status: i32) -> (i32, i32) {
     match status & 0x7f {
+        _ if status == jobs::CONTINUED_STATUS => (jobs::CLD_CONTINUED, signal::SIGCONT as i32),
+        0x7f => (jobs::CLD_STOPPED, status >> 8 & 0xff),
         0 => (CLD_EXITED, status >> 8 & 0xff),
         n if status & 0x80 != 0 => (CLD_DUMPED, n),
         n => (CLD_KILLED, n),

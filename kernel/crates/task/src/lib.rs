@@ -21,6 +21,7 @@ pub mod exec;
 pub mod exit;
 pub mod fork;
 pub mod futex;
+pub mod jobs;
 pub mod limits;
 pub mod pids;
 pub mod process;

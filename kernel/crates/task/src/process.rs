@@ -18,7 +18,7 @@
 
 use crate::TaskPid;
 use crate::limits::Limits;
-use crate::signal::{Pending, SigHand};
+use crate::signal::{Pending, SigHand, Signo};
 use crate::task::{Task, flags, slot};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use ksync::{SpinGuard, SpinLock, WaitQueue, lock_class};
@@ -76,8 +76,12 @@ pub struct ProcessState {
     pub exit_status: i32,
     /// No thread is left.
     pub zombie: bool,
-    /// A stop signal holds every thread.
+    /// A stop signal holds every thread. Changes by [`crate::jobs`] only, which counts.
     pub stopped: bool,
+    /// The signal that stopped it, until a wait has told of it; 0: none.
+    pub stop_report: Signo,
+    /// It was continued, and no wait has told of it.
+    pub continue_report: bool,
     /// Process group.
     pub pgrp: KArc<TaskPid>,
     /// Session.
@@ -128,6 +132,8 @@ impl Process {
                     exit_status: 0,
                     zombie: false,
                     stopped: false,
+                    stop_report: 0,
+                    continue_report: false,
                     pgrp,
                     session,
                     dead_threads_ns: 0,

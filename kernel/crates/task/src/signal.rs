@@ -14,7 +14,8 @@
 //!   one such thread (set under `process_lock` after the bit).
 //! - INV-SIG-2: SIGKILL and SIGSTOP are never blocked, ignored or caught.
 
-use crate::process::Process;
+use crate::jobs;
+use crate::process::{Process, ProcessState};
 use crate::task::{Task, flags};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -49,6 +50,8 @@ pub const fn bit(signo: Signo) -> SigSet {
 pub const UNBLOCKABLE: SigSet = bit(SIGKILL) | bit(SIGSTOP);
 const DEFAULT_IGNORE: SigSet = bit(SIGCHLD) | bit(SIGCONT) | bit(SIGURG) | bit(SIGWINCH);
 const DEFAULT_STOP: SigSet = bit(SIGSTOP) | bit(SIGTSTP) | bit(SIGTTIN) | bit(SIGTTOU);
+/// Stops that an orphaned group does not heed.
+const TERMINAL_STOP: SigSet = DEFAULT_STOP & !bit(SIGSTOP);
 const DEFAULT_CORE: SigSet = bit(SIGQUIT)
     | bit(SIGILL)
     | bit(SIGTRAP)
@@ -351,19 +354,33 @@ fn is_ignored(signo: Signo, action: &SigAction) -> bool {
         || action.handler == SIG_DFL && DEFAULT_IGNORE & bit(signo) != 0 && signo != SIGCONT
 }
 
-/// Sends a signal to a process. Context: no spinlock but outer ones of the lock order held.
+/// Sends a signal to a process. Context: no spinlock but outer ones of the lock order held, and for SIGCONT none.
 pub fn send_to_process(process: &Process, info: &SigInfo) {
-    let mut state = process.lock.lock();
-    if state.is_zombie() {
-        return;
+    let mut continued = false;
+    {
+        let mut state = process.lock.lock();
+        if state.is_zombie() {
+            return;
+        }
+        if info.signo == SIGCONT {
+            state.pending.remove(DEFAULT_STOP);
+            for thread in state.threads.iter() {
+                thread.pending.lock().remove(DEFAULT_STOP);
+            }
+            continued = jobs::go_on(&mut state);
+            state.threads.iter().for_each(|t| wake_for_signal(t));
+        } else if DEFAULT_STOP & bit(info.signo) != 0 {
+            state.pending.remove(bit(SIGCONT));
+        }
+        queue(process, &mut state, info);
     }
-    if info.signo == SIGCONT {
-        state.pending.remove(DEFAULT_STOP);
-        state.stopped = false;
-        state.threads.iter().for_each(|t| wake_for_signal(t));
-    } else if DEFAULT_STOP & bit(info.signo) != 0 {
-        state.pending.remove(bit(SIGCONT));
+    if continued {
+        jobs::tell_parent(process, jobs::CLD_CONTINUED, SIGCONT);
     }
+}
+
+/// Adds a signal to what is pending for a process, whose lock is held, and wakes who is to take it.
+fn queue(process: &Process, state: &mut ProcessState, info: &SigInfo) {
     let action = process.sighand().action(info.signo);
     if process.is_namespace_init() && action.handler == SIG_DFL && !may_end_init(info) {
         return;
@@ -372,10 +389,7 @@ pub fn send_to_process(process: &Process, info: &SigInfo) {
         let status = SIGKILL as i32;
         return state.start_group_exit(status);
     }
-    let blocked_by_all = state
-        .threads
-        .iter()
-        .all(|t| t.blocked.load(Ordering::Relaxed) & bit(info.signo) != 0);
+    let blocked_by_all = state.threads.iter().all(|t| blocks(t, info.signo));
     if is_ignored(info.signo, &action) && !blocked_by_all {
         return;
     }
@@ -405,7 +419,8 @@ pub fn send_to_task(task: &Task, info: &SigInfo) {
         return;
     }
     let blocked = task.blocked.load(Ordering::Relaxed) & bit(info.signo) != 0;
-    if is_ignored(info.signo, &task.process.sighand().action(info.signo)) && !blocked {
+    let ignored = is_ignored(info.signo, &task.process.sighand().action(info.signo));
+    if ignored && !blocks(task, info.signo) {
         return;
     }
     task.pending.lock().add(info);
@@ -434,6 +449,39 @@ pub fn force_on_current(task: &Task, info: &SigInfo) {
     let _state = task.process.lock.lock();
     task.pending.lock().add(info);
     task.set_flag(flags::SIGPENDING);
+}
+
+/// Whether a thread blocks a signal, or waits for it: either way one that is ignored is kept.
+fn blocks(task: &Task, signo: Signo) -> bool {
+    let sets = [&task.blocked, &task.real_blocked];
+    sets.iter()
+        .any(|set| set.load(Ordering::Relaxed) & bit(signo) != 0)
+}
+
+/// Takes a signal of `set` that is pending for the running thread, blocked or not.
+pub fn take_of(task: &Task, set: SigSet) -> Option<SigInfo> {
+    let taken = {
+        let mut state = task.process.lock.lock();
+        let own = task.pending.lock().take(!set);
+        own.or_else(|| state.pending.take(!set))
+    };
+    if taken.is_some() {
+        recalc(task);
+    }
+    taken
+}
+
+/// From now on signals of `set` wake the running thread although it blocks them; until [`end_wait`].
+pub fn begin_wait(task: &Task, set: SigSet) {
+    let blocked = task.blocked.load(Ordering::Relaxed);
+    task.real_blocked.store(blocked, Ordering::Relaxed);
+    task.blocked.store(blocked & !set, Ordering::Relaxed);
+}
+
+/// The mask is what it was before [`begin_wait`].
+pub fn end_wait(task: &Task) {
+    let blocked = task.real_blocked.swap(0, Ordering::Relaxed);
+    set_blocked(task, blocked);
 }
 
 fn wake_for_signal(task: &Task) {
@@ -497,6 +545,8 @@ pub enum Delivery {
 
 /// Takes the next signal of the running thread that means something, and its action.
 pub fn dequeue(task: &Task) -> Delivery {
+    // Asked for without the lock, and only if a terminal's stop is pending.
+    let mut orphaned = None;
     loop {
         let mut state = task.process.lock.lock();
         if let Some(status) = state.group_exit {
@@ -509,6 +559,12 @@ pub fn dequeue(task: &Task) -> Delivery {
             return Delivery::Stop(SIGSTOP);
         }
         let blocked = task.blocked.load(Ordering::Relaxed);
+        if orphaned.is_none() && state.pending.set & !blocked & TERMINAL_STOP != 0 {
+            let pgrp = state.pgrp.clone();
+            drop(state);
+            orphaned = Some(jobs::is_orphaned(&pgrp));
+            continue;
+        }
         let own = task.pending.lock().take(blocked);
         let Some(info) = own.or_else(|| state.pending.take(blocked)) else {
             task.clear_flag(flags::SIGPENDING);
@@ -521,8 +577,11 @@ pub fn dequeue(task: &Task) -> Delivery {
             SIG_IGN => continue,
             SIG_DFL if DEFAULT_IGNORE & set != 0 => continue,
             SIG_DFL if task.process.is_namespace_init() && UNBLOCKABLE & set == 0 => continue,
+            SIG_DFL if TERMINAL_STOP & set != 0 && orphaned == Some(true) => continue,
             SIG_DFL if DEFAULT_STOP & set != 0 => {
-                state.stopped = true;
+                jobs::stop(&mut state, info.signo);
+                drop((sighand, state));
+                jobs::tell_parent(&task.process, jobs::CLD_STOPPED, info.signo);
                 return Delivery::Stop(info.signo);
             }
             SIG_DFL => {

@@ -86,6 +86,8 @@ pub struct Task {
     pub flags: AtomicU32,
     /// Signals it blocks; written only by the thread itself.
     pub blocked: AtomicU64,
+    /// What it blocks but for what it waits for just now (rt_sigtimedwait); 0: it does not.
+    pub real_blocked: AtomicU64,
     /// Mask to put back when RESTORE_SIGMASK is set.
     pub saved_blocked: AtomicU64,
     /// Address of its `Mm`, for the scheduler; 0: none. Changes with `mm`, by the thread itself, preemption off.
@@ -174,6 +176,7 @@ impl Task {
             entity: Entity::new(cpu),
             flags: AtomicU32::new(0),
             blocked: AtomicU64::new(0),
+            real_blocked: AtomicU64::new(0),
             saved_blocked: AtomicU64::new(0),
             active_mm: AtomicUsize::new(0),
             process,

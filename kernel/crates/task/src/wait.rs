@@ -1,6 +1,7 @@
-//! wait4 and waitid: sleeping for a child's end and taking its account.
+//! wait4 and waitid: sleeping for a child's end, or for its stopping and going on, and taking its account.
 
 use crate::exit;
+use crate::jobs;
 use crate::process::{Process, ProcessState};
 use crate::task::Task;
 use crate::{TaskError, TaskPid};
@@ -97,6 +98,11 @@ fn try_reap(
         exit::account(state, &child);
         return Ok(Some((reaped, Some(child))));
     }
+    if options & (options::WUNTRACED | options::WCONTINUED) != 0
+        && let Some(reaped) = stopped_or_continued(state, cur, wanted, options)
+    {
+        return Ok(Some((reaped, None)));
+    }
     let waits_for_dead = state.zombies.iter().any(wanted);
     match waits_for_dead || state.children.iter().any(wanted) {
         true => Ok(None),
@@ -104,7 +110,40 @@ fn try_reap(
     }
 }
 
-/// Waits for a child's end. May sleep.
+/// The first child that was stopped or continued and of which no wait has told yet; with WNOWAIT it stays so.
+fn stopped_or_continued(
+    state: &ProcessState,
+    cur: &Task,
+    wanted: impl Fn(&KArc<Process>) -> bool,
+    options: u32,
+) -> Option<Reaped> {
+    state
+        .children
+        .iter()
+        .filter(|c| wanted(c))
+        .find_map(|child| {
+            ksync::lockdep::nested();
+            let mut theirs = child.lock.lock();
+            let stopped = options & options::WUNTRACED != 0 && theirs.stop_report != 0;
+            let continued = options & options::WCONTINUED != 0 && theirs.continue_report;
+            let status = match (stopped, continued) {
+                (true, _) => jobs::stopped_status(theirs.stop_report),
+                (_, true) => jobs::CONTINUED_STATUS,
+                _ => return None,
+            };
+            if options & options::WNOWAIT == 0 {
+                theirs.stop_report = 0;
+                theirs.continue_report &= !continued;
+            }
+            Some(Reaped {
+                pid: crate::pids::nr_in(&child.pid, cur.pid()),
+                status,
+                runtime_ns: theirs.dead_threads_ns + theirs.reaped_children_ns,
+            })
+        })
+}
+
+/// Waits for a child's end, or with WUNTRACED and WCONTINUED for its stopping and going on. May sleep.
 ///
 /// # Errors
 /// `NoChild`; `Interrupted` by a signal. `Ok(None)` only with WNOHANG.

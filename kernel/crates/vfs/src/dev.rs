@@ -2,9 +2,9 @@
 
 use crate::VfsError;
 use crate::dentry::Dentry;
-use crate::flags::{DevId, S_IFCHR};
+use crate::flags::{DevId, OpenFlags, S_IFCHR};
 use crate::fs_struct::FsStruct;
-use crate::hooks::hooks;
+use crate::hooks::{ConsoleName, hooks};
 use crate::namei::At;
 use crate::ops;
 use crate::poll::PollMask;
@@ -31,6 +31,7 @@ const NODES: &[(&[u8], DevId, u32)] = &[
     (b"/dev/urandom", DevId::new(1, 9), 0o666),
     (b"/dev/tty", DevId::new(5, 0), 0o666),
     (b"/dev/console", DevId::new(5, 1), 0o600),
+    (b"/dev/ttyS0", DevId::new(4, 64), 0o600),
 ];
 
 /// Links in /dev to what /proc shows of the process that looks.
@@ -55,6 +56,19 @@ impl Dev {
             (5, 0 | 1) | (4, 64) => Dev::Console,
             _ => return Err(VfsError::ENXIO),
         })
+    }
+
+    /// The device with this number is opened.
+    pub fn open(id: DevId, flags: OpenFlags) -> Result<Self, VfsError> {
+        let dev = Dev::from_id(id)?;
+        if dev == Dev::Console {
+            hooks().console.open(match (id.major, id.minor) {
+                (5, 0) => ConsoleName::Own,
+                (4, _) if !flags.contains(OpenFlags::NOCTTY) => ConsoleName::Serial,
+                _ => ConsoleName::Plain,
+            })?;
+        }
+        Ok(dev)
     }
 
     /// Whether pread and pwrite make sense.

@@ -14,6 +14,12 @@ use slab::KArc;
 
 /// The machine's console, as a terminal sees it (line discipline included).
 pub trait ConsoleOps: Sync {
+    /// The terminal is opened: as /dev/tty, which needs it to be the process's own (ENXIO), or by a name that makes it so
+    /// for the leader of a session without one.
+    fn open(&self, name: ConsoleName) -> Result<(), VfsError> {
+        let _ = name;
+        Ok(())
+    }
     /// Writes all of `bytes`. May sleep.
     fn write(&self, bytes: &[u8]) -> Result<(), VfsError>;
     /// Reads what a terminal's read gives: a line, or what is there; 0 is end of file. Waits
@@ -25,6 +31,17 @@ pub trait ConsoleOps: Sync {
     fn wait_queue(&self) -> Option<&ksync::WaitQueue> {
         None
     }
+}
+
+/// By which of its names the console is opened.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum ConsoleName {
+    /// /dev/tty: the process's own terminal.
+    Own,
+    /// /dev/console, or with O_NOCTTY.
+    Plain,
+    /// /dev/ttyS0.
+    Serial,
 }
 
 /// What the kernel lends. Installed once by [`install`].

@@ -45,6 +45,7 @@ mod regular;
 mod stat;
 mod synth;
 mod tree;
+pub mod tty;
 mod uio;
 
 #[cfg(test)]
@@ -58,7 +59,7 @@ pub use file::{File, Mappable, Whence};
 pub use files::{DEFAULT_NOFILE, FdSlot, Files, NR_OPEN_MAX};
 pub use flags::*;
 pub use fs_struct::FsStruct;
-pub use hooks::{ConsoleOps, Hooks};
+pub use hooks::{ConsoleName, ConsoleOps, Hooks};
 pub use initramfs::{InitramfsError, Unpacked, unpack as unpack_initramfs};
 pub use inode::{Inode, InodeKind, RAMFS_DEV};
 pub use mount::{Mount, mount, nth_mount, umount};

@@ -232,7 +232,7 @@ fn open_dentry(
         }
         InodeKind::Symlink(_) => return Err(VfsError::ELOOP),
         InodeKind::CharDev(id) => {
-            let dev = Dev::from_id(*id)?;
+            let dev = Dev::open(*id, flags)?;
             if dev.seekable() {
                 mode |= FMode::SEEK;
             }

@@ -5,6 +5,7 @@ use x86_64::registers::model_specific::Msr;
 
 /// Interrupt vectors of this kernel. Higher vectors have priority.
 pub mod vector {
+    pub const SERIAL: u8 = 0x34;
     pub const TIMER: u8 = 0xec;
     pub const RESCHEDULE: u8 = 0xf0;
     pub const TLB_FLUSH: u8 = 0xf1;

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod entry;
 pub mod fpu;
 pub mod gdt;
+pub mod ioapic;
 pub mod kstack;
 pub mod paging;
 pub mod smp;

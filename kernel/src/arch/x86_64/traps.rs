@@ -84,6 +84,10 @@ fn interrupt(vector: u8, regs: &PtRegs) {
             apic::end_of_interrupt();
             sched::timer_interrupt(regs.user_mode() || ksync::arch::preempt_count() == 0);
         }
+        apic::vector::SERIAL => {
+            apic::end_of_interrupt();
+            crate::tty::interrupt();
+        }
         apic::vector::SPURIOUS => {}
         _ => {
             apic::end_of_interrupt();

@@ -11,6 +11,7 @@ mod descriptors;
 mod exec;
 mod files;
 mod inits;
+mod jobs;
 mod mappings;
 mod memory;
 mod misc;
@@ -55,6 +56,7 @@ fn suite(args: &Args, filter: &'static [u8]) -> i32 {
     t.group("pids", pids::run);
     t.group("inits", |t| inits::run(t, args));
     t.group("exec", |t| exec::run(t, args));
+    t.group("jobs", jobs::run);
     t.group("threads", |t| threads::run(t, args));
     t.group("rseq", rseq::run);
     t.group("names", names::run);
