@@ -80,11 +80,17 @@ impl Cell {
             Some("spin" | "atomic" | "per-node") => (least, 10_000),
             Some("per-cpu") => (100_000, 0),
             _ if self.benchmark == "execl" => self.execl_window(),
+            _ if self.benchmark == "pid" && self.has("pid", "sharded") => (400_000, 0),
             _ if self.loops_over_cpus() => (10_000_000, 100_000),
             _ if self.passes_objects() => (4_000_000, 0),
             _ => (least, per_cpu),
         };
         (cpus * per_cpu).max(least) * self.stretch
+    }
+
+    /// Whether the cell has this variant.
+    fn has(&self, word: &str, value: &str) -> bool {
+        self.variants.iter().any(|(w, v)| w == word && v == value)
     }
 
     /// Whether each new address space writes a word or more of every possible CPU's.
