@@ -25,7 +25,7 @@ const BATCH: u64 = 32;
 
 /// Operations of a worker before anything else, with a map that keeps pids: until its CPU has some that rest, as on a
 /// machine that has been up for a while. The others have no such state.
-const AGE: u64 = 640;
+const AGE: u64 = 1200;
 
 /// The benchmark: the namespaces, outermost first, and the first pid of each that it made.
 pub struct PidAlloc {
