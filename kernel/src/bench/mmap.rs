@@ -2,7 +2,8 @@
 //!
 //! With `mmap_of=shared` all workers map one file: they meet in its set of mappings. With `own` each has a file of its
 //! own, and they should not meet at all. With `mmap_touch=on` the page is written to, which makes a private copy. With
-//! `mmap_op=fork` nothing is mapped, but the process with its share of the other mappings forks a child that exits.
+//! `mmap_op=fork` nothing is mapped, but the process with its share of the other mappings forks a child that exits; with
+//! `mmap_op=hold` nothing is done at all, so that walks (`walk=`) meet nobody.
 
 use super::mapped::{self, Walker, Walks};
 use super::{Benchmark, tiny::Tiny};
@@ -33,6 +34,8 @@ kparam::choices! {
         Map = "map",
         /// Fork, exit, wait.
         Fork = "fork",
+        /// Nothing: the mappings stay as they are, and walks are alone.
+        Hold = "hold",
     }
 }
 
@@ -82,8 +85,10 @@ impl Benchmark for Mmap {
 
     fn operation(&self, worker: &mut Worker) -> Result<(), Errno> {
         Walker::tick(&mut worker.walker, &worker.file, PAGES);
-        if params::get().mmap_op == MmapOp::Fork {
-            return worker.tiny.fork();
+        match params::get().mmap_op {
+            MmapOp::Map => {}
+            MmapOp::Fork => return worker.tiny.fork(),
+            MmapOp::Hold => return Ok(()),
         }
         worker.at = (worker.at + 1) % PAGES;
         let at = mapped::map(&worker.file, worker.at, 1, Prot::READ | Prot::WRITE, 0)?;
