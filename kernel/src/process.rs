@@ -38,7 +38,7 @@ pub fn kernel_clone(args: &CloneArgs, regs: &PtRegs, at: &CloneRegs) -> Result<i
         return Err(Errno::EPERM);
     }
     crate::syscall::may_fork()?;
-    let new = with_memory(|| task::fork::copy_process(&cur, args))?;
+    let new = task::fork::copy_process(&cur, args)?;
     let files = if args.flags & clone::PIDFD != 0 {
         cur.files.lock().clone()
     } else {
@@ -277,26 +277,13 @@ fn load_program(task: &Task, path: &[u8], args: ExecArgs) -> Result<(Loaded, [u8
         None => None,
     };
     let interpreter = interpreter.as_ref().map(|i| i as &dyn Image);
-    let loaded = with_memory(|| task::exec::load(&image, interpreter, &args, path, &aux_info()))?;
+    let loaded = task::exec::load(&image, interpreter, &args, path, &aux_info())?;
     let base = path.rsplit(|&b| b == b'/').next().unwrap_or(path);
     let mut name = [0u8; 16];
     let len = base.len().min(15);
     name[..len].copy_from_slice(&base[..len]);
     phases::end(Phase::ExecLoad, timer);
     Ok((loaded, name))
-}
-
-/// Runs `f`; if memory ran out, and pages can be had again, gives these back and runs it once more.
-#[inline(always)]
-fn with_memory<T>(mut f: impl FnMut() -> Result<T, TaskError>) -> Result<T, TaskError> {
-    let mut again = true;
-    loop {
-        // One call, so that it can be inlined.
-        match f() {
-            Err(TaskError::NoMemory) if again && mm::reclaim_for_retry() => again = false,
-            result => return result,
-        }
-    }
 }
 
 /// exec in a process with several threads: the others end first; the caller becomes the leader in all but number.

@@ -29,14 +29,23 @@ fn clone_args(flags: u64, exit_signal: u32, child_tid: usize) -> CloneArgs<'stat
     }
 }
 
+/// As [`process::kernel_clone`]; if memory ran out, and pages can be had again, gives these back and tries once more.
+fn clone_with_memory(args: &CloneArgs, regs: &PtRegs, at: &CloneRegs) -> SysResult {
+    let tid = match process::kernel_clone(args, regs, at) {
+        Err(Errno::ENOMEM) if mm::reclaim_for_retry() => process::kernel_clone(args, regs, at)?,
+        result => result?,
+    };
+    Ok(tid as usize)
+}
+
 pub fn fork(regs: &mut PtRegs) -> SysResult {
     let args = clone_args(0, signal::SIGCHLD, 0);
-    Ok(process::kernel_clone(&args, regs, &CloneRegs::default())? as usize)
+    clone_with_memory(&args, regs, &CloneRegs::default())
 }
 
 pub fn vfork(regs: &mut PtRegs) -> SysResult {
     let args = clone_args(flag::VFORK | flag::VM, signal::SIGCHLD, 0);
-    Ok(process::kernel_clone(&args, regs, &CloneRegs::default())? as usize)
+    clone_with_memory(&args, regs, &CloneRegs::default())
 }
 
 pub fn clone(regs: &mut PtRegs) -> SysResult {
@@ -55,7 +64,7 @@ pub fn clone(regs: &mut PtRegs) -> SysResult {
         parent_tid: regs.arg::<2>(),
         pidfd: regs.arg::<2>(),
     };
-    Ok(process::kernel_clone(&args, regs, &at)? as usize)
+    clone_with_memory(&args, regs, &at)
 }
 
 /// `struct clone_args`, as far as version 2.
@@ -132,7 +141,7 @@ pub fn clone3(regs: &mut PtRegs) -> SysResult {
         parent_tid: parent_tid as usize,
         pidfd: pidfd as usize,
     };
-    Ok(process::kernel_clone(&args, regs, &at)? as usize)
+    clone_with_memory(&args, regs, &at)
 }
 
 /// Bytes of a path that need no allocation.

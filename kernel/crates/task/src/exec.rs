@@ -369,8 +369,6 @@ fn find_room(mm: &MmUser, len: usize) -> Result<usize, TaskError> {
 ///
 /// # Errors
 /// `BadProgram` (ENOEXEC), `NoMemory`, `TooBig`, file errors. Nothing is left behind.
-// It has one caller, who tries it again when memory was short: the compiler does not see that the loop hardly ever turns.
-#[inline(always)]
 pub fn load(
     image: &dyn Image,
     interpreter: Option<&dyn Image>,
