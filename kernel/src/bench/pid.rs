@@ -65,7 +65,8 @@ impl Benchmark for PidAlloc {
         let live = crate::params::get().live as usize;
         let mut worker = Worker { done: 0, at: 0, ring: (0..live).map(|_| None).collect() };
         let keeps = self.leaf.map().kind() == PidMapKind::Sharded;
-        for _ in 0..if keeps { AGE } else { 0 } {
+        let age = if keeps { AGE } else { 0 };
+        for _ in 0..age {
             self.operation(&mut worker).expect("a pid");
         }
         worker
