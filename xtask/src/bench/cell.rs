@@ -115,7 +115,7 @@ impl Cell {
             Some("best") => (8_000_000, 20_000),
             Some("inverted" | "adaptive") => (10_000_000, 100_000),
             Some("node-locks") if self.on != Name::BigNode => (10_000_000, 50_000),
-            _ => (10_000_000, 500_000),
+            _ => (10_000_000, 600_000),
         }
     }
 

@@ -7,7 +7,8 @@
 //! Mechanism. One pass over the areas: each is copied to the same place in a tree of the same
 //! shape (no search, no balancing), linked into its file, and then its private pages are shared: write-protected in the
 //! parent, counted, entered in the child. Areas of files without private pages are linked a handful at a time, later:
-//! without entries there is nothing a walk could miss. File pages and the zero page are left to the child's faults. A child table is made when the first entry for it comes.
+//! without entries there is nothing a walk could miss. File pages and the zero page are left to the child's faults.
+//! A child table is made when the first entry for it comes.
 //!
 //! Invariants
 //! - INV-FORK-1 (cover): a child's area is linked in `i_mmap` before its entries are copied, and the copy is covered by
