@@ -18,7 +18,8 @@ const KNOWN: &[(&str, &str)] = &[(
 pub fn command(machinery: &Machinery, installer: &Installer) -> Result<()> {
     let mut bench = Bench::prepare(machinery, installer)?;
     // User space ends where it does on processors with four levels of page tables, as it does here.
-    bench.line.push_str(" no5lvl");
+    // First, since Linux forgets words that it does not know at the one that names the first process.
+    bench.line.insert_str(0, "no5lvl ");
     let printed = bench.run(bench.initramfs()?, &[], None)?;
     let all: Vec<_> = printed
         .iter()

@@ -290,7 +290,9 @@ impl Figures {
                 paths::target().join("compare/linux.jsonl"),
             )
         };
-        page::write(&results, &bench, &page, &lines)
+        let quick = if self.quick { " --quick" } else { "" };
+        let command = format!("cargo xtask compare linux{quick} --save");
+        page::write(&results, &bench, &command, &page, &lines)
     }
 
     fn one_program(

@@ -8,9 +8,16 @@ use crate::paths;
 use anyhow::{Context, Result};
 use std::{fmt::Write, fs, path::Path};
 
-/// Writes both and says where.
-pub fn write(results: &Results, bench: &Bench, page: &Path, lines: &Path) -> Result<()> {
-    for (path, text) in [(page, markdown(results, bench)), (lines, json(results))] {
+/// Writes both and says where; `command` made them.
+pub fn write(
+    results: &Results,
+    bench: &Bench,
+    command: &str,
+    page: &Path,
+    lines: &Path,
+) -> Result<()> {
+    let text = markdown(results, bench, command);
+    for (path, text) in [(page, text), (lines, json(results))] {
         save(path, &text)?;
     }
     Ok(())
@@ -42,14 +49,14 @@ fn json(results: &Results) -> String {
     text
 }
 
-fn markdown(results: &Results, bench: &Bench) -> String {
+fn markdown(results: &Results, bench: &Bench, command: &str) -> String {
     let linux = results.systems.len() - 1;
     let mut text = String::from("# Beside Linux\n\n");
     let _ = writeln!(
         text,
         "Instructions per operation of one program (`tests/programs`, `ubench`) on Debian's Linux kernels and on Tine: the\n\
          same QEMU ({}.{}), machine ({}), initramfs and words, counting instructions (`--icount`). Linux boots with\n\
-         `{}`.\n\n    cargo xtask compare linux --save\n\n\
+         `{}`.\n\n    {command}\n\n\
          makes this page again, and `docs/results/linux.jsonl`; the figures repeat to the digit.\n",
         bench.system.emulator.version.0,
         bench.system.emulator.version.1,

@@ -153,8 +153,9 @@ impl Results {
 
     /// The geometric mean of Tine's shares of the system at `index`, and of how many rows.
     pub fn mean(&self, index: usize) -> Option<(f64, usize)> {
-        let shares: Vec<f64> = self
-            .rows()
+        // Until the first process begins there is waiting for devices too, which is no instruction.
+        let operations = self.rows().filter(|(name, ..)| *name != BEGINS);
+        let shares: Vec<f64> = operations
             .filter_map(|(.., row)| Self::share(&row, index))
             .collect();
         let logs: f64 = shares.iter().map(|share| share.ln()).sum();
