@@ -262,6 +262,7 @@ impl<T: Member> Pid<T> {
     pub(crate) fn renew(&self) {
         self.freed.store(false, Relaxed);
         self.dead.store(false, Relaxed);
+        self.contended.store(false, Relaxed);
     }
 
     /// True for the first caller only. Context: the map's lock held.
