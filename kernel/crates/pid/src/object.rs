@@ -97,7 +97,7 @@ pub enum Extra<T: Member> {
     Chain(Chain),
     /// For maps to which pids come back: the seat in the root's map.
     One(Seat<Pid<T>>),
-    /// The seats at up to [`INLINE`] levels, root first.
+    /// The seats at up to four levels, root first.
     Few(KBox<[Seat<Pid<T>>; INLINE]>),
     /// The seats at all levels there may be.
     Most(KBox<[Seat<Pid<T>>; MAX_NUMBERS]>),
