@@ -17,7 +17,7 @@ use ksync::arch::ThreadPtr;
 use ksync::{SpinLock, lock_class};
 use slab::{KArc, List};
 use task::signal::{self, SigInfo, Signo};
-use task::{NsRef, Process, Task};
+use task::{Process, Task};
 
 /// The id of the timer that alarm and setitimer share; timer_create's count from 0.
 const ITIMER_REAL: i32 = -1;

@@ -12,8 +12,6 @@ use vfs::tty::Termios;
 
 mod request {
     pub const TCGETS: usize = 0x5401;
-    pub const TCSETS: usize = 0x5402;
-    pub const TCSETSW: usize = 0x5403;
     pub const TCSETSF: usize = 0x5404;
     pub const TCSBRK: usize = 0x5409;
     pub const TCXONC: usize = 0x540a;
