@@ -134,6 +134,9 @@ fn until<B: Benchmark>(benchmark: &B, workers: usize) -> Until {
 
 /// Runs the workers; what leaked, if the benchmark wants to know.
 fn measure<B: Benchmark>(run: &Run<B>) -> Option<Vec<Leak>> {
+    if run.results.len() > 1 {
+        tiny::settle();
+    }
     if !B::LEAK_CHECK {
         run_workers(run);
         return None;
@@ -142,7 +145,6 @@ fn measure<B: Benchmark>(run: &Run<B>) -> Option<Vec<Leak>> {
     let workers = run.results.len();
     let ops = Until::Ops(warmup_ops(workers));
     run_workers(&Run::new(B::new(workers), ops, workers));
-    tiny::settle();
     let (mut before, mut after) = (leak::Snapshot::new(), leak::Snapshot::new());
     before.take();
     run_workers(run);

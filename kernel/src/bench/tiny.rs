@@ -151,7 +151,7 @@ fn exec_tiny() -> Result<(), Errno> {
 }
 
 /// Gives the program's file what it keeps once many have mapped it at the same time, and our group and session what they
-/// have once many have joined at the same time. Whether they do is chance, and no leak.
+/// have once many have joined at the same time. Whether they have by the time that counts begins would be chance.
 pub fn settle() {
     let (pgrp, session) = {
         let me = current();

@@ -184,7 +184,7 @@ pub const TERMINAL: &[(&str, usize, Body)] = &[
             (PROMPT, "sh -c 'echo up$((1+2)); exec sleep 1000'\r"),
             ("up3", "\x1a"),
             ("Stopped", ""),
-            (PROMPT, "ps -o stat,comm | grep -c 'T *sleep'; bg; jobs\r"),
+            (PROMPT, "ps -o stat,comm | grep -c 'T *s[hl]'; bg; jobs\r"),
             ("\n1", ""),
             ("Running", ""),
             (PROMPT, "kill %1; wait; echo gone $((4+4))\r"),

@@ -289,7 +289,9 @@ fn killing(t: &mut Suite) {
         );
     }
     let child = fork(|| 0);
-    rt::time::sleep_ns(3_000_000);
+    const P_PID: usize = 1;
+    const WEXITED_NOWAIT: usize = 0x0100_0004;
+    sys!(WAITID, P_PID, child, 0, WEXITED_NOWAIT, 0); // it is a zombie, and stays one
     t.is("kill: a zombie can be signalled", kill(child, SIGKILL), 0);
     t.is("kill: but keeps its exit code", wait(child).number(), 0);
     t.err("kill: a reaped pid", kill(child, 0), Errno::ESRCH);
