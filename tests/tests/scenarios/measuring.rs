@@ -46,6 +46,11 @@ const SHARED: &[(&str, &str, &str)] = &[
         "crates/slab/src/refpool.rs",
         "a CPU's stock of references to a file; the leases beside it on the line were written once by whoever made them",
     ),
+    (
+        "per-CPU: ",
+        "crates/slab/src/rest.rs",
+        "a CPU's resting pids of a namespace; the queue was written once, empty, by whoever made those of all CPUs",
+    ),
 ];
 
 /// All of them.
