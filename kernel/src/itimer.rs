@@ -142,7 +142,11 @@ fn arm(timer: &Timer, deadline: u64, interval: u64) {
 }
 
 fn wake() {
-    ksync::arch::unpark(ThreadPtr(THREAD.load(Relaxed)));
+    let thread = THREAD.load(Relaxed);
+    // None at a benchmark (`start`).
+    if !thread.is_null() {
+        ksync::arch::unpark(ThreadPtr(thread));
+    }
 }
 
 /// Sets the running process's ITIMER_REAL; returns what it was. ENOMEM.

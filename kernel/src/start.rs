@@ -95,9 +95,11 @@ pub fn run(boot: &'static mut BootInfo) -> ! {
 
     ksync::arch::preempt_enable_no_resched();
     process::kernel_thread("init", 0, first_process, 0).expect("memory for the first process");
-    crate::itimer::start();
+    // A benchmark is to begin in the same state each time: nobody types at it or sets alarms, and what is made here is made
+    // beside the first process, on another CPU.
     if params.bench.is_none() {
-        crate::tty::start(); // nobody types at a benchmark, which is to begin in the same state each time
+        crate::itimer::start();
+        crate::tty::start();
     }
     debug::start_reclaim(params);
     sched::run_idle_loop(0)
